@@ -1,0 +1,1 @@
+"""The data plane's C core and its binding to Python. No policy here."""

@@ -1,0 +1,98 @@
+"""How the C core is compiled: the cffi module `_core` and the executables in `coven/bin`.
+
+The only place where C is declared to Python. Structures and constants come from abi.h itself, so that
+Python cannot disagree with the header; the functions Python may call are listed here.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import cffi
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+HERE = Path(__file__).resolve().parent
+INCLUDE = HERE / "include"
+
+CFLAGS = [
+    "-std=gnu11", "-O2", "-g", "-fno-strict-aliasing", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wshadow",
+    "-Wvla", "-Wmissing-prototypes",
+]  # fmt: skip
+
+# What each executable is made of besides programs/<name>.c: the whole core, or nothing.
+PROGRAMS: dict[str, bool] = {
+    "coven-worker": True,
+    "coven-component-host": True,
+    "coven-launch": False,
+    "coven-keeper": False,
+}
+
+# Functions that Python calls; everything else of the core stays C's own.
+FUNCTIONS = """
+"""
+
+FUNCTION_HEADERS: list[str] = []
+
+
+def core_sources() -> list[str]:
+    """Give the C files of the core, relative to the repository root, in a stable order."""
+    return [f"coven/dataplane/{path.name}" for path in sorted(HERE.glob("*.c")) if path.name != "_core.c"]
+
+
+def abi_declarations() -> str:
+    """Give abi.h as cffi can read it: without includes, assertions and computed macros."""
+    text = (INCLUDE / "coven" / "abi.h").read_text(encoding="utf-8")
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    text = re.sub(r"_Static_assert\(.*?\);", "", text, flags=re.DOTALL)
+    text = text.replace("\\\n", " ")
+    kept = []
+    for line in text.splitlines():
+        if line.startswith("#"):
+            constant = re.fullmatch(r"#define (\w+) ((?:0x)?[0-9a-f]+)(?:u|ull)?\s*", line, re.IGNORECASE)
+            if constant:
+                kept.append(f"#define {constant[1]} {constant[2]}")
+            continue
+        kept.append(line)
+    return "\n".join(kept)
+
+
+ffi = cffi.FFI()
+ffi.cdef(abi_declarations() + FUNCTIONS)
+ffi.set_source(
+    "coven.dataplane._core",
+    "#include <coven/abi.h>\n" + "".join(f'#include "{name}"\n' for name in FUNCTION_HEADERS),
+    sources=core_sources(),
+    include_dirs=[str(INCLUDE), str(HERE)],
+    extra_compile_args=CFLAGS,
+    py_limited_api=True,
+)
+
+
+class BuildPrograms(build_ext):
+    """build_ext that also links the executables of the data plane."""
+
+    def run(self) -> None:
+        """Build `_core`, then the executables, into the build tree or in place."""
+        super().run()
+        root = Path(__file__).resolve().parents[2]
+        target = (root if self.inplace else Path(self.build_lib)) / "coven" / "bin"
+        target.mkdir(parents=True, exist_ok=True)
+        for name, with_core in PROGRAMS.items():
+            source = HERE / "programs" / f"{name.removeprefix('coven-').replace('-', '_')}.c"
+            if not source.exists():
+                continue
+            sources = [str(source.relative_to(root))] + (core_sources() if with_core else [])
+            try:
+                objects = self.compiler.compile(
+                    sources,
+                    output_dir=str(Path(self.build_temp) / name),
+                    include_dirs=[str(INCLUDE), str(HERE)],
+                    extra_postargs=CFLAGS,
+                )
+            except CompileError as error:
+                raise CompileError(f"{name}: {error}") from error
+            self.compiler.link_executable(
+                objects, name, output_dir=str(target), libraries=["dl"], extra_postargs=["-Wl,--gc-sections"]
+            )

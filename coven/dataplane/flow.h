@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Flow table: which slot of the state segments a packet belongs to. Lies in the ledger, one worker writes.
+ *
+ * The key has no direction: VLAN, addresses, protocol, ports in a canonical order with a direction bit beside
+ * it. Later fragments follow the first, ICMP errors the header they quote; other packets have no flow.
+ * The hash is keyed (plan->flow_seed). The index is rebuilt from the entries on recovery. */
+#ifndef COVEN_FLOW_H
+#define COVEN_FLOW_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <coven/abi.h>
+
+struct coven_flow_table;
+
+/* ---- lifecycle ---- */
+/* Bytes for `capacity` flows, 0 for none. */
+size_t coven_flow_table_bytes(uint32_t capacity);
+/* Make an empty table in zeroed memory. */
+void coven_flow_table_init(struct coven_flow_table *table, uint32_t capacity, const uint64_t seed[2],
+                           uint64_t idle_ns);
+/* Take over a dead worker's table: check the entries, rebuild index and free list. */
+void coven_flow_table_recover(struct coven_flow_table *table, uint32_t capacity, const uint64_t seed[2],
+                              uint64_t idle_ns);
+
+/* ---- data path ---- */
+/* Find or make the flow of a packet; fill flow, flow_epoch, direction and flow_seq of `meta`
+ * (COVEN_NO_FLOW for packets that have none). `now_ns` is CLOCK_MONOTONIC. Returns 0, or a drop reason + 1
+ * (flow-table-full). */
+int coven_flow_lookup(struct coven_flow_table *table, const uint8_t *data, uint32_t length,
+                      struct coven_meta *meta, uint64_t now_ns);
+/* Collect at most `max` flows that ended (idle or evicted). They keep their slot, and no packet finds them any
+ * more, until coven_flow_release(). Cheap enough to call every loop. */
+uint16_t coven_flow_expire(struct coven_flow_table *table, uint64_t now_ns, uint32_t *flows, uint16_t max);
+void coven_flow_release(struct coven_flow_table *table, uint32_t flow);
+
+/* ---- inspection ---- */
+uint32_t coven_flow_count(const struct coven_flow_table *table);
+
+#endif
