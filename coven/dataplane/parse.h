@@ -99,7 +99,7 @@ void coven_parse(const uint8_t *data, uint32_t length, struct coven_parsed *out)
 
 /* Parse from an IP header on, at `offset` of `data` (the header an ICMP error quotes, say): sets everything
  * but ether_type and the tags. `ether_type` tells the version; another one sets nothing further. A quoted
- * packet is cut short by nature: l3_end is then `length`. */
+ * packet is cut short by nature: l3_end is then `length`. `out` must be zeroed before. */
 void coven_parse_ip(const uint8_t *data, uint32_t length, uint32_t offset, uint16_t ether_type,
                     struct coven_parsed *out);
 
