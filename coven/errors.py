@@ -79,6 +79,7 @@ CODES: dict[str, Code] = {
     "operation.interrupted": Code(500, "the operation did not reach its end"),
     "operation.not-found": Code(404, "no such operation"),
     # components
+    "component.answer-malformed": Code(502, "the component's answer cannot be read"),
     "component.compile-failed": Code(422, "the component does not compile"),
     "component.exited": Code(422, "the component ended while starting"),
     "component.bad-code": Code(422, "the component's code cannot be loaded"),
