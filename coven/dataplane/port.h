@@ -17,7 +17,8 @@
 #define COVEN_RX_DROPS 8u
 
 /* Persistent place of a port in its input and output. Meaning is the tool's own (frame index and segment
- * within a super-frame; file offset). Zero: the beginning. */
+ * within a super-frame; file offset). Each tool keeps the identity of the descriptor in it, so a place that
+ * belongs to an earlier opening of the port counts as the beginning; nobody needs to clear it. */
 struct coven_port_position {
     uint64_t rx[2];
     uint64_t tx[2];
@@ -34,6 +35,9 @@ struct coven_rx {
 
     uint16_t n;                /* buffers filled: handles[0..n-1] */
     struct coven_meta meta[COVEN_BURST]; /* offset, length and timestamp_ns of each; the rest untouched */
+    uint32_t cut[COVEN_BURST]; /* bytes a capture file's frame is shorter than it was on the wire, else 0:
+                                  stays with the packet (coven_tx_packet.cut), so that a written file keeps
+                                  the original length */
     uint32_t frames;           /* received from outside, also those dropped below */
     uint64_t bytes;
     uint32_t created;          /* segments beyond the first of super-frames (also over several bursts) */
@@ -49,6 +53,7 @@ struct coven_tx_packet {
     const uint8_t *data;
     uint32_t length;
     uint64_t timestamp_ns; /* of reception; pcap writes it */
+    uint32_t cut;          /* as given at rx; ports that send on a wire drop such a packet as `truncated` */
 };
 
 struct coven_port {

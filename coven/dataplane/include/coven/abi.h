@@ -116,7 +116,8 @@ struct coven_meta_ext {
     uint32_t attached_length;
     uint32_t staged_position; /* ring position this entry was written for */
     uint32_t staged_commit;   /* commit word of the flow slot that makes this entry valid */
-    uint8_t reserved[24];
+    uint32_t cut;             /* bytes a capture cut off the frame (port.h); the worker's own, 0 in a ring */
+    uint8_t reserved[20];
 };
 
 /* ---- rings ------------------------------------------------------------------------------------- */
@@ -237,6 +238,7 @@ struct coven_plan_port {
 #define COVEN_PORT_PACED 1u     /* pcap: at recorded pace */
 #define COVEN_PORT_NANOSECOND 2u /* pcap: write nanosecond time stamps */
 #define COVEN_PORT_LOOP 4u       /* pcap: start again at the end */
+#define COVEN_PORT_SKIP_CUT 8u   /* pcap: drop frames that the capture cut short (`truncated`) at once */
 
 struct coven_plan_component {
     char name[COVEN_NAME_BYTES];
