@@ -67,10 +67,14 @@ CODES: dict[str, Code] = {
     "descriptor.unknown-key": Code(422, "an unknown key"),
     "descriptor.unknown-name": Code(422, "a name that nothing has"),
     # parameters and bindings
+    "binding.invalid": Code(422, "a port is bound to something it cannot be bound to"),
     "binding.missing": Code(422, "a port is not bound"),
+    "binding.unknown": Code(422, "no such port"),
+    "grant.invalid": Code(422, "a grant names no component or no isolation"),
     "parameter.invalid": Code(422, "a parameter has the wrong value"),
     "parameter.missing": Code(422, "a parameter without default was not given"),
     "parameter.unknown": Code(422, "no such parameter"),
+    "plan.invalid": Code(422, "the plan is not one that COVEN makes"),
     # instances and operations
     "instance.busy": Code(409, "another operation is under way"),
     "instance.exists": Code(409, "an instance of this id is already there"),
