@@ -73,7 +73,9 @@ def decode_answer(data: bytes) -> Answer:
         if first[2] not in ERROR_CODES:
             raise CovenError(code, f"no such error code: {first[2][:40]!r}")
         return Answer(_decode_id(first[0], code), code=first[2], message=first[3])
-    raise CovenError(code, "an answer begins with id and ok, or is one line of id, error, code and message")
+    raise CovenError(
+        code, "an answer begins with id and ok, or is one line of id, error, code and message"
+    )
 
 
 def request_id(data: bytes) -> int | None:
@@ -85,7 +87,12 @@ def request_id(data: bytes) -> int | None:
 
 
 def start_lines(
-    component: Mapping[str, Any], *, instance: str, replica: int, entry: str, options: Mapping[str, Any]
+    component: Mapping[str, Any],
+    *,
+    instance: str,
+    replica: int,
+    entry: str,
+    options: Mapping[str, Any],
 ) -> tuple[Line, ...]:
     """Give the lines of a `start` request.
 
@@ -99,14 +106,19 @@ def start_lines(
         ("entry", entry),
     ]
     lines += [("option", name, json.dumps(value)) for name, value in options.items()]
-    return (*lines, *declaration_lines(component.get("metrics") or (), component.get("operations") or ()))
+    return (
+        *lines,
+        *declaration_lines(component.get("metrics") or (), component.get("operations") or ()),
+    )
 
 
 def declaration_lines(
     metrics: Iterable[Mapping[str, Any]], operations: Iterable[Mapping[str, Any]]
 ) -> tuple[Line, ...]:
     """Give the lines that say what a component declares, as `start` and the answer to `list` carry them."""
-    lines: list[Line] = [("metric", m["name"], m["type"], m.get("unit", ""), m.get("help", "")) for m in metrics]
+    lines: list[Line] = [
+        ("metric", m["name"], m["type"], m.get("unit", ""), m.get("help", "")) for m in metrics
+    ]
     for operation in operations:
         lines.append(("operation", operation["name"], operation.get("help", "")))
         for argument in operation.get("arguments") or ():
@@ -132,7 +144,9 @@ def _encode(lines: Iterable[Line]) -> bytes:
     except UnicodeEncodeError as error:
         raise CovenError("request.invalid", f"not encodable as UTF-8: {error}") from error
     if len(data) > MAX_BYTES:
-        raise CovenError("request.too-large", f"a message has at most {MAX_BYTES} bytes, this one {len(data)}")
+        raise CovenError(
+            "request.too-large", f"a message has at most {MAX_BYTES} bytes, this one {len(data)}"
+        )
     return data
 
 
@@ -167,7 +181,9 @@ def _unescape(field: str, code: str) -> str:
     i = 0
     while i < len(pieces):
         piece = pieces[i]
-        if piece == "" and i + 1 < len(pieces):  # two backslashes in a row: one, and the piece behind is plain
+        if piece == "" and i + 1 < len(
+            pieces
+        ):  # two backslashes in a row: one, and the piece behind is plain
             out.append("\\" + pieces[i + 1])
             i += 2
             continue
@@ -179,7 +195,12 @@ def _unescape(field: str, code: str) -> str:
 
 
 def _decode_id(text: str, code: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 19 or (text[0] == "0" and text != "0"):
+    if (
+        not text.isascii()
+        or not text.isdigit()
+        or len(text) > 19
+        or (text[0] == "0" and text != "0")
+    ):
         raise CovenError(code, "the id is not a decimal number")
     number = int(text)
     if number > MAX_ID:
