@@ -8,6 +8,7 @@
  *   --rlimit-NAME SOFT[:HARD]   as, core, cpu, data, fsize, memlock, nofile, nproc, stack ("unlimited" is a number)
  *   --new-net, --new-ipc        namespaces of its own
  *   --root                      a private root: the host's system folders read only, /proc, /dev, /tmp
+ *   --proc-all                  there, /proc also shows processes of other users
  *   --bind PATH, --bind-ro PATH and these, at the same place (imply nothing without --root)
  *   --fd N=M                    descriptor M becomes N; what is not named is closed (0, 1, 2: /dev/null)
  *   --env KEY=VALUE             the environment is these and nothing else
@@ -60,7 +61,7 @@ struct limit {
 };
 
 static struct {
-    bool has_uid, has_gid, new_net, new_ipc, root, best_effort, has_nice, has_cpu;
+    bool has_uid, has_gid, new_net, new_ipc, root, proc_all, best_effort, has_nice, has_cpu;
     uid_t uid;
     gid_t gid;
     int nice;
@@ -212,6 +213,8 @@ static bool set_flag(const char *option)
         want.new_ipc = true;
     else if (!strcmp(option, "--root"))
         want.root = true;
+    else if (!strcmp(option, "--proc-all"))
+        want.proc_all = true;
     else if (!strcmp(option, "--best-effort"))
         want.best_effort = true;
     else
@@ -456,8 +459,7 @@ static void mount_proc_and_tmp(const char *stage)
     snprintf(path, sizeof(path), "%s/proc", stage);
     if (mkdir(path, 0755) < 0)
         die(errno, "private root: /proc");
-    /* hidepid: a component sees its own processes only. A container may forbid a fresh /proc. */
-    if (mount("proc", path, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "hidepid=2") < 0)
+    if (mount("proc", path, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, want.proc_all ? NULL : "hidepid=2") < 0)
         die(errno, "private root: mounting /proc");
     snprintf(path, sizeof(path), "%s/tmp", stage);
     if (mkdir(path, 0755) < 0 && errno != EEXIST)
