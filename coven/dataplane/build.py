@@ -33,7 +33,8 @@ PROGRAMS: dict[str, bool] = {
 FUNCTIONS = """
 """
 
-FUNCTION_HEADERS: list[str] = []
+# Headers without inline functions whose whole content Python may use, declared from their own text.
+FUNCTION_HEADERS: list[str] = ["state.h", "client.h"]
 
 
 def core_sources() -> list[str]:
@@ -41,9 +42,10 @@ def core_sources() -> list[str]:
     return [f"coven/dataplane/{path.name}" for path in sorted(HERE.glob("*.c")) if path.name != "_core.c"]
 
 
-def abi_declarations() -> str:
-    """Give abi.h as cffi can read it: without includes, assertions and computed macros."""
-    text = (INCLUDE / "coven" / "abi.h").read_text(encoding="utf-8")
+def header_declarations(path: Path) -> str:
+    """Give a header as cffi can read it: without includes, assertions, attributes and computed macros."""
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"\s*__attribute__\(\(.*?\)\)", "", text)
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
     text = re.sub(r"_Static_assert\(.*?\);", "", text, flags=re.DOTALL)
     text = text.replace("\\\n", " ")
@@ -59,7 +61,11 @@ def abi_declarations() -> str:
 
 
 ffi = cffi.FFI()
-ffi.cdef(abi_declarations() + FUNCTIONS)
+ffi.cdef(
+    header_declarations(INCLUDE / "coven" / "abi.h")
+    + "".join(header_declarations(HERE / name) for name in FUNCTION_HEADERS)
+    + FUNCTIONS
+)
 ffi.set_source(
     "coven.dataplane._core",
     "#include <coven/abi.h>\n" + "".join(f'#include "{name}"\n' for name in FUNCTION_HEADERS),

@@ -39,7 +39,12 @@ struct coven_state_open {
 
 struct coven_state_burst {
     struct coven_state_open open[COVEN_BURST];
+    struct {
+        uint32_t flow;
+        uint16_t epoch;
+    } ended[COVEN_BURST]; /* flows whose slots commit() frees */
     uint16_t n;
+    uint16_t n_ended;
 };
 
 /* ---- lifecycle ---- */
@@ -60,10 +65,12 @@ void *coven_state_begin(const struct coven_state_view *view, struct coven_state_
 /* Take a flow back out of the burst (its allocation failed): nothing of it will be committed. Only for the flow
  * begun last. */
 void coven_state_abandon(struct coven_state_burst *burst, uint16_t index);
-/* Make every flow of the burst valid and empty the burst. */
+/* The flow ends: its last state (also when this burst began it), or NULL when it has none. commit() frees its
+ * slot. At most COVEN_BURST flows in one burst. */
+void *coven_state_end(const struct coven_state_view *view, struct coven_state_burst *burst, uint32_t flow,
+                      uint16_t epoch);
+/* Make every flow of the burst valid, free what ended, and empty the burst. */
 void coven_state_commit(const struct coven_state_view *view, struct coven_state_burst *burst);
-/* The flow ended: its slot is free for the next flow of that number. */
-void coven_state_free(const struct coven_state_view *view, uint32_t flow, uint16_t epoch);
 /* Current half of a flow, or NULL when it has no state. */
 void *coven_state_current(const struct coven_state_view *view, uint32_t flow, uint16_t epoch);
 /* Whether a commit has reached `word`: what a sweep asks about an entry that was staged and not published.
