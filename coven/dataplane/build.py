@@ -31,10 +31,35 @@ PROGRAMS: dict[str, bool] = {
 
 # Functions that Python calls; everything else of the core stays C's own.
 FUNCTIONS = """
+struct coven_ring_side {
+    struct coven_ring *ring;
+    struct coven_meta *meta;
+    struct coven_meta_ext *ext;
+    uint32_t size, position, peer;
+    int doorbell;
+    uint32_t broken;
+};
+void coven_ring_side_init(struct coven_ring_side *side, struct coven_ring *ring, struct coven_meta *meta,
+                          struct coven_meta_ext *ext, uint32_t size, uint32_t position, int doorbell);
+uint32_t coven_ring_room(struct coven_ring_side *side, uint32_t wanted);
+void coven_ring_publish(struct coven_ring_side *side, uint32_t tail);
+uint16_t coven_ring_enqueue_burst(struct coven_ring_side *side, const struct coven_meta *meta,
+                                  const struct coven_meta_ext *ext, uint16_t n);
+uint32_t coven_ring_ready(struct coven_ring_side *side);
+void coven_ring_taken(struct coven_ring_side *side, uint32_t head);
+uint16_t coven_ring_dequeue_burst(struct coven_ring_side *side, struct coven_meta *meta,
+                                  struct coven_meta_ext *ext, uint16_t max);
+bool coven_ring_sleep(struct coven_ring_side *side);
+void coven_ring_awake(struct coven_ring_side *side);
+
+uint64_t coven_ledger_bytes(const struct coven_plan *plan);
 """
 
+# Headers that FUNCTIONS are declared in besides the ones below.
+INCLUDES: list[str] = ["ring.h", "ledger.h"]
+
 # Headers without inline functions whose whole content Python may use, declared from their own text.
-FUNCTION_HEADERS: list[str] = ["state.h", "client.h"]
+FUNCTION_HEADERS: list[str] = ["control.h", "state.h", "client.h"]
 
 
 def core_sources() -> list[str]:
@@ -68,7 +93,7 @@ ffi.cdef(
 )
 ffi.set_source(
     "coven.dataplane._core",
-    "#include <coven/abi.h>\n" + "".join(f'#include "{name}"\n' for name in FUNCTION_HEADERS),
+    "#include <coven/abi.h>\n" + "".join(f'#include "{name}"\n' for name in FUNCTION_HEADERS + INCLUDES),
     sources=core_sources(),
     include_dirs=[str(INCLUDE), str(HERE)],
     extra_compile_args=CFLAGS,

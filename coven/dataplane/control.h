@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Messages between supervisor and worker (docs/internals.md section 3). Included by cffi as well: only
+ * fixed-width members, and constants written as plain numbers. */
+#ifndef COVEN_CONTROL_H
+#define COVEN_CONTROL_H
+
+#include <stdint.h>
+
+#include <coven/abi.h>
+
+#define COVEN_CONTROL_FD 3
+#define COVEN_CONTROL_REPLY 0x80000000
+#define COVEN_CONTROL_PAYLOAD 65472 /* with the 64 bytes before it, a datagram of 64 KiB */
+#define COVEN_CONTROL_FDS 4
+
+enum coven_control_op {
+    COVEN_CONTROL_SEGMENT = 1,
+    COVEN_CONTROL_PORT = 2,
+    COVEN_CONTROL_CODE = 3,
+    COVEN_CONTROL_READY = 4,
+    COVEN_CONTROL_RUN = 5,
+    COVEN_CONTROL_PAUSE = 6,
+    COVEN_CONTROL_ATTACH = 7,
+    COVEN_CONTROL_DETACH = 8,
+    COVEN_CONTROL_SNAPSHOT = 9,
+    COVEN_CONTROL_AGENT = 10,
+    COVEN_CONTROL_EXIT = 11,
+    COVEN_CONTROL_ATTENTION = 12,
+};
+
+struct coven_control {
+    uint32_t op;
+    uint32_t seq;
+    uint32_t index;
+    int32_t result;
+    uint64_t arg[6];
+};
+
+/* Who has a buffer: index of coven_snapshot.held_by_kind and kind of an owner word. */
+enum coven_owner_kind {
+    COVEN_OWNER_FREE = 0,
+    COVEN_OWNER_WORKER = 1,     /* between rx and tx, in one turn of the loop */
+    COVEN_OWNER_FUSED = 2,      /* held back by a fused component */
+    COVEN_OWNER_REPLICA = 3,    /* in the rings or the hands of an isolated replica */
+    COVEN_OWNER_QUARANTINE = 4, /* packet taken away and counted as dropped, buffer still within a component's reach */
+    COVEN_OWNER_KINDS = 5,
+};
+
+struct coven_snapshot {
+    uint64_t time_ns; /* CLOCK_REALTIME */
+    uint64_t rx, created, tx, consumed, drops;
+    uint64_t held;    /* owners neither free nor in quarantine */
+    uint64_t free_buffers;
+    uint64_t held_by_kind[8];
+    uint64_t held_by_component[64]; /* fused and isolated */
+    uint64_t held_by_replica[128];
+    uint64_t n_cells;
+    uint64_t cell[6344]; /* COVEN_CELLS */
+};
+
+#endif

@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Mapping and checking of shared-memory segments. */
+#ifndef COVEN_SEGMENT_H
+#define COVEN_SEGMENT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <coven/abi.h>
+
+struct coven_segment {
+    void *base; /* NULL: not mapped */
+    size_t bytes;
+    uint64_t identity; /* inode of the memfd: tells one segment from the next, and nobody can forge it */
+};
+
+/* Map a segment. It must be a memfd sealed against shrinking, growing and further seals (else another holder could
+ * make every access a SIGBUS), of at least `min_bytes`, and say the right magic, ABI version, kind and size.
+ * Returns 0 or a negative errno with a sentence in `why`. The descriptor stays the caller's. */
+int coven_segment_map(struct coven_segment *segment, int fd, uint32_t kind, size_t min_bytes, bool writable,
+                      char *why, size_t why_bytes) __attribute__((warn_unused_result));
+void coven_segment_unmap(struct coven_segment *segment);
+
+#endif
