@@ -1,0 +1,69 @@
+"""VNS, the Virtual Network Subsystem (section 3 of the paper): opens ports through NIC tools.
+
+The C side of each tool (`coven/dataplane/port_*.c`) moves packets in the worker; here its descriptors are made, in
+the privileged supervisor, which hands them to the unprivileged worker and keeps copies, so that a worker's death
+closes nothing.
+
+    tool = tool_of(port)                  # port: an entry of "ports" in an instance plan
+    opened = tool.open(port, taken=names) # CovenError `port.*` when it cannot be
+    opened.fds                            # (rx, tx): always two, for the PORT message; the caller keeps them open
+    opened.plan_fields                    # what goes into coven_plan_port: tool, mtu, ring_frames, ...
+    opened.note                           # a sentence for the operator: what was chosen and why
+    opened.close()                        # closes both and puts the interface back as it was
+
+A successor of the supervisor that got the descriptors back from the keeper calls
+`adopt(opened.to_json(), fds)` and has the same object. `LinkWatcher` tells when an interface goes up, down
+or away. Whoever sends both descriptors of a port must not reorder them. Opening a port anew begins anew: positions that a worker
+stored for an earlier opening are recognised and ignored by the C side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from coven.errors import CovenError, Where
+from coven.network.opened import OpenedPort, adopt
+from coven.network.tools import AfpacketTool, GenTool, NicTool, PcapTool, TapTool
+from coven.network.watcher import LinkEvent, LinkWatcher
+from coven.suggest import near_miss
+
+__all__ = [
+    "TOOLS",
+    "LinkEvent",
+    "LinkWatcher",
+    "NicTool",
+    "OpenedPort",
+    "adopt",
+    "choose",
+    "tool_of",
+]
+
+TOOLS: Mapping[str, NicTool] = {
+    tool.name: tool for tool in (AfpacketTool(), PcapTool(), TapTool(), GenTool())
+}
+
+
+def choose(tool: str, interface: str | None = None) -> tuple[str, str]:
+    """Resolve `auto`: give the tool's name and the reason for it. Pure; raises port.unknown-tool."""
+    if tool == "auto":
+        return "afpacket", (
+            f"afpacket was chosen for {interface or 'the interface'}: it works on every Ethernet interface at the "
+            "kernel's default offloads and needs no driver support"
+        )
+    if tool not in TOOLS:
+        raise CovenError(
+            "port.unknown-tool",
+            f"there is no NIC tool {tool!r}",
+            hint=near_miss(tool, ("auto", *TOOLS)) or f"tools are: auto, {', '.join(TOOLS)}",
+        )
+    return tool, f"{tool} was asked for"
+
+
+def tool_of(port: Mapping[str, Any]) -> NicTool:
+    """Give the tool of a planned port; raises port.unknown-tool that names the port."""
+    try:
+        return TOOLS[choose(str(port["tool"]), port.get("interface"))[0]]
+    except CovenError as error:
+        error.where = Where(part=f"port {port.get('name', '')}".rstrip())
+        raise

@@ -1,0 +1,80 @@
+"""Capture files as ends of a port: checked whole before a worker sees them."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import time
+from pathlib import Path
+
+from coven.dataplane._core import ffi, lib
+from coven.errors import CovenError, Where
+
+WHY_BYTES = 200
+MAGICS = (0xA1B2C3D4, 0xA1B23C4D, 0x0A0D0D0A)
+SNAPLEN = 262144
+LINKTYPE_ETHERNET = 1
+
+
+def open_input(path: Path, where: Where) -> int:
+    """Open a capture file for reading after a check of all its records. Raises CovenError port.bad-file."""
+    fd = _open(path, os.O_RDONLY, where)
+    try:
+        why = ffi.new("char[]", WHY_BYTES)
+        if lib.coven_pcap_check(fd, why, WHY_BYTES) != 0:
+            message = bytes(ffi.string(why)).decode("utf-8", "replace")
+            raise _bad(path, message, where, "record Ethernet frames with: tcpdump -i eth0 -w FILE")
+        mark_opening(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_output(path: Path, input_fd: int, where: Where, *, nanosecond: bool = False) -> int:
+    """Make a capture file with its header. A file that exists is only replaced if it is a capture or empty, and
+    never if it is the input. Raises CovenError port.bad-file."""
+    fd = _open(path, os.O_RDWR | os.O_CREAT, where)
+    try:
+        one, other = os.fstat(fd), os.fstat(input_fd)
+        if (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino):
+            raise _bad(path, "is also the input", where, "write to another file")
+        head = os.pread(fd, 4, 0)
+        if head and not any(head in (struct.pack("<I", magic), struct.pack(">I", magic)) for magic in MAGICS):
+            raise _bad(path, "exists and is no capture file", where, "name another file; this one is left as it is")
+        os.ftruncate(fd, 0)
+        magic = 0xA1B23C4D if nanosecond else 0xA1B2C3D4
+        os.pwrite(fd, struct.pack("=IHHiIII", magic, 2, 4, 0, 0, SNAPLEN, LINKTYPE_ETHERNET), 0)
+        mark_opening(fd)
+    except OSError as error:
+        os.close(fd)
+        raise _bad(path, f"cannot be written: {error.strerror}", where, None) from error
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def mark_opening(fd: int) -> None:
+    """Make an opening of a file tell itself from every other: the file's offset, which nothing else uses
+    (reads and writes name theirs), holds a number that does not come again. It survives the worker."""
+    os.lseek(fd, time.monotonic_ns() & 0x3FFF_FFFF_FFFF_FFFF, os.SEEK_SET)
+
+
+def _open(path: Path, flags: int, where: Where) -> int:
+    """Open a regular file; links at the end of the path are not followed, since this runs with privileges."""
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        raise _bad(path, f"cannot be opened: {error.strerror}", where, None) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _bad(path, "is not a regular file", where, None)
+    return fd
+
+
+def _bad(path: Path, message: str, where: Where, hint: str | None) -> CovenError:
+    return CovenError(
+        "port.bad-file", f"{path}: {message}", hint=hint, where=Where(file=str(path), part=where.part)
+    )

@@ -1,0 +1,102 @@
+"""An opened port: descriptors, what the plan segment must say, and how to put everything back."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coven.network.shield import lower_shield
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class OpenedPort:
+    """A port that is open. Belongs to the supervisor; closing twice is harmless.
+
+    fds: (rx, tx), both always there: what a direction does not have is an open /dev/null.
+    plan_fields: values of `struct coven_plan_port` that are known only now.
+    settings: files under /proc/sys and what they held before, written back by `close`.
+    shield: index of the interface whose host was shut out, and how (shield.py); None when it was not.
+    """
+
+    name: str
+    tool: str
+    interface: str | None
+    fds: tuple[int, int]
+    plan_fields: dict[str, int]
+    note: str
+    settings: dict[str, str] = field(default_factory=dict)
+    shield: tuple[int, str] | None = None
+
+    def close(self) -> None:
+        """Close the descriptors and put the interface back as it was before `open`."""
+        for fd in self.fds:
+            with contextlib.suppress(OSError):
+                if fd >= 0:
+                    os.close(fd)
+        self.fds = (-1, -1)
+        restore(self.settings)
+        if self.shield:
+            lower_shield(*self.shield)
+        self.settings, self.shield = {}, None
+
+    def to_json(self) -> dict[str, Any]:
+        """Give everything but the descriptors, for a successor's `adopt`."""
+        return {
+            "name": self.name,
+            "tool": self.tool,
+            "interface": self.interface,
+            "plan_fields": dict(self.plan_fields),
+            "note": self.note,
+            "settings": dict(self.settings),
+            "shield": list(self.shield) if self.shield else None,
+        }
+
+
+def adopt(document: Mapping[str, Any], fds: Sequence[int]) -> OpenedPort:
+    """Rebuild a port that another process opened. fds: (rx, tx), owned by the result from now on."""
+    rx, tx = fds
+    shield = document["shield"]
+    return OpenedPort(
+        name=str(document["name"]),
+        tool=str(document["tool"]),
+        interface=document["interface"],
+        fds=(rx, tx),
+        plan_fields={str(key): int(value) for key, value in document["plan_fields"].items()},
+        note=str(document["note"]),
+        settings={str(key): str(value) for key, value in document["settings"].items()},
+        shield=(int(shield[0]), str(shield[1])) if shield else None,
+    )
+
+
+def change(settings: Mapping[str, str]) -> dict[str, str]:
+    """Write values to files under /proc/sys; give what they held. Files that do not exist are passed over."""
+    before: dict[str, str] = {}
+    try:
+        for name, value in settings.items():
+            path = Path(name)
+            if not path.exists():
+                continue
+            before[name] = path.read_text(encoding="ascii").strip()
+            path.write_text(value, encoding="ascii")
+    except OSError:
+        restore(before)
+        raise
+    return before
+
+
+def restore(settings: Mapping[str, str]) -> None:
+    """Write values back; the interface may be gone, which is no fault."""
+    for name, value in settings.items():
+        try:
+            Path(name).write_text(value, encoding="ascii")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            log.warning("setting-not-restored path=%s value=%s error=%s", name, value, error)
