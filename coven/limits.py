@@ -21,3 +21,4 @@ MIN_BUFFER_BYTES, MAX_BUFFER_BYTES = 2048, 1 << 17
 MAX_POOL_BYTES = 8 << 30
 MAX_FLOWS = 1 << 24
 MAX_STATE_BYTES = 65536
+KEY_PATTERN = r"^[a-z][a-z0-9_-]{0,30}$"  # metrics, operations, arguments, options, parameters

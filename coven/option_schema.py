@@ -7,7 +7,9 @@ schemas/component.schema.json says which keywords there are.
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from re import _constants as sre  # type: ignore[attr-defined]
 from re import _parser  # type: ignore[attr-defined]
@@ -28,9 +30,28 @@ TYPE_WORDS = {"object": "a mapping", "array": "a list", "string": "text", "boole
 Finding = tuple[str, str]  # place within the value ("" or ".a[0]"), what is wrong
 
 
+def _pattern(
+    _validator: object, pattern: str, instance: object, _schema: object
+) -> Iterator[jsonschema.ValidationError]:
+    """Keyword `pattern` with `$` at the end of the text only; Python's also matches before a last newline."""
+    if isinstance(instance, str):
+        strict = pattern[:-1] + r"\Z" if pattern.endswith("$") and not pattern.endswith(r"\$") else pattern
+        if not re.search(strict, instance):
+            yield jsonschema.ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+@functools.cache
+def validator_class() -> type[jsonschema.Draft202012Validator]:
+    """Give the class of all validators here."""
+    extended: type[jsonschema.Draft202012Validator] = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
+        jsonschema.Draft202012Validator, {"pattern": _pattern}
+    )
+    return extended
+
+
 def validator(schema: Any) -> jsonschema.Draft202012Validator:
     """Give a validator that never reaches for another document."""
-    return jsonschema.Draft202012Validator(schema, registry=referencing.Registry())
+    return validator_class()(schema, registry=referencing.Registry())
 
 
 def word_for(value: object) -> str:
@@ -49,8 +70,8 @@ def place_of(path: tuple[str | int, ...]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
 
 
-def explain(error: jsonschema.ValidationError) -> str:
-    """Give one sentence for what the validator found."""
+def explain(error: Any) -> str:
+    """Give one sentence for what the validator found (a jsonschema.ValidationError)."""
     value, limit = error.instance, error.validator_value
     match error.validator:
         case "type":
@@ -73,7 +94,7 @@ def explain(error: jsonschema.ValidationError) -> str:
         case "multipleOf":
             return f"{show(value)} is no multiple of {limit}"
         case _:
-            return error.message[:200]
+            return str(error.message)[:200]
 
 
 def check_value(schema: Mapping[str, Any], value: object) -> Iterator[Finding]:
@@ -170,7 +191,7 @@ def pattern_fault(pattern: str) -> str | None:
         return f"the pattern is too long: at most {MAX_PATTERN} characters"
     try:
         parsed = _parser.parse(pattern)
-    except (_parser.error, RecursionError, OverflowError) as error:  # type: ignore[attr-defined, misc]
+    except (_parser.error, RecursionError, OverflowError) as error:
         return f"is no regular expression: {error}"
     try:
         steps = _steps(parsed, within_repeat=False)

@@ -106,5 +106,5 @@ def raise_all(faults: list[CovenError], what: str, where: Where | None = None) -
         raise faults[0]
     if faults:
         raise CovenError(
-            faults[0].code, f"{what}: {len(faults)} faults", where=where, findings=tuple(faults)
+            faults[0].code, f"{what} with {len(faults)} faults", where=where, findings=tuple(faults)
         )

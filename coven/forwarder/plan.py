@@ -31,6 +31,7 @@ from coven.forwarder.plan_check import INSTANCE_PATTERN
 from coven.model import Component, Isolation, ServicePath, Vnf
 from coven.option_schema import check_value, fill_defaults
 from coven.parameters import raise_all, resolve, substitute
+from coven.processing import framework
 from coven.suggest import near_miss
 
 __all__ = ["InstancePlan", "plan"]
@@ -42,7 +43,6 @@ PCAP_FRAME = 9000  # captures have no MTU; their frames may be as large as this,
 FRAME_EXTRA = 14 + 8 + 264
 LEAST_BUFFER = 4096
 RING_SIZE = 1024  # 512 packets in flight and more keep an isolated component busy
-FUSIBLE = frozenset({"c"})  # frameworks whose components can be called inside the worker
 
 
 def plan(
@@ -160,7 +160,7 @@ def _grant(vnf: Vnf, grants: Mapping[str, str]) -> dict[str, Isolation]:
     for component in vnf.components:
         grant = Isolation(grants.get(component.name, grants.get("*", Isolation.COPY)))
         isolation = max(grant, component.isolation, key=order.index)
-        if isolation is Isolation.FUSED and component.type.framework not in FUSIBLE:
+        if isolation is Isolation.FUSED and not framework.information(component.type.framework).can_fuse:
             isolation = Isolation.SHARED
         isolations[component.name] = isolation
     return isolations

@@ -28,7 +28,7 @@ from coven.model import Isolation
 
 INSTANCE_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 INTERFACE_PATTERN = r"^[^\s/:\x00-\x1f]{1,15}$"
-METRIC_PATTERN = r"^[a-z][a-z0-9_-]{0,30}$"
+
 MAX_TEXT = 4096
 MAX_DEPTH = 16
 
@@ -258,13 +258,13 @@ def _check_component(plan: InstancePlan, component: ComponentPlan, part: str) ->
     _range(component.hold.ms, 1, 3_600_000, f"{part}.hold.ms")
     _range(len(component.metrics), 0, limits.MAX_METRICS, f"{part}.metrics: number")
     for n, metric in enumerate(component.metrics):
-        _match(METRIC_PATTERN, metric.name, f"{part}.metrics[{n}].name")
+        _match(limits.KEY_PATTERN, metric.name, f"{part}.metrics[{n}].name")
         if metric.type not in ("counter", "gauge"):
             refuse(f"{part}.metrics[{n}].type", "must be counter or gauge")
     for n, operation in enumerate(component.operations):
-        _match(METRIC_PATTERN, operation.name, f"{part}.operations[{n}].name")
+        _match(limits.KEY_PATTERN, operation.name, f"{part}.operations[{n}].name")
         for argument in operation.arguments:
-            _match(METRIC_PATTERN, argument.name, f"{part}.operations[{n}].arguments")
+            _match(limits.KEY_PATTERN, argument.name, f"{part}.operations[{n}].arguments")
             if argument.type not in ("string", "integer", "number", "boolean"):
                 refuse(f"{part}.operations[{n}].arguments", "has an unknown type")
     if component.state is not None:
