@@ -49,7 +49,8 @@ int coven_segment_map(struct coven_segment *segment, int fd, uint32_t kind, size
     int error;
 
     *segment = (struct coven_segment){0};
-    if (seals < 0 || (seals & SEALS) != SEALS) {
+    /* The stats segment has a POSIX name and cannot be sealed: its mode keeps everybody else from resizing it. */
+    if (kind != COVEN_SEGMENT_STATS && (seals < 0 || (seals & SEALS) != SEALS)) {
         snprintf(why, why_bytes, "%s segment: not a memfd sealed against shrink, grow and seal",
                  kind_name(kind));
         return -EPERM;

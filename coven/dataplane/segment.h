@@ -15,7 +15,7 @@ struct coven_segment {
     uint64_t identity; /* inode of the memfd: tells one segment from the next, and nobody can forge it */
 };
 
-/* Map a segment. It must be a memfd sealed against shrinking, growing and further seals (else another holder could
+/* Map a segment. It must be (but for stats) a memfd sealed against shrinking, growing and further seals (else another holder could
  * make every access a SIGBUS), of at least `min_bytes`, and say the right magic, ABI version, kind and size.
  * Returns 0 or a negative errno with a sentence in `why`. The descriptor stays the caller's. */
 int coven_segment_map(struct coven_segment *segment, int fd, uint32_t kind, size_t min_bytes, bool writable,
