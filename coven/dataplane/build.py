@@ -59,7 +59,7 @@ uint64_t coven_ledger_bytes(const struct coven_plan *plan);
 INCLUDES: list[str] = ["ring.h", "ledger.h"]
 
 # Headers without inline functions whose whole content Python may use, declared from their own text.
-FUNCTION_HEADERS: list[str] = ["control.h", "state.h", "client.h"]
+FUNCTION_HEADERS: list[str] = ["control.h", "state.h", "client.h", "flow.h"]
 
 
 def core_sources() -> list[str]:

@@ -30,12 +30,22 @@ void coven_flow_table_recover(struct coven_flow_table *table, uint32_t capacity,
  * (flow-table-full). */
 int coven_flow_lookup(struct coven_flow_table *table, const uint8_t *data, uint32_t length,
                       struct coven_meta *meta, uint64_t now_ns);
-/* Collect at most `max` flows that ended (idle or evicted). They keep their slot, and no packet finds them any
- * more, until coven_flow_release(). Cheap enough to call every loop. */
+/* Collect at most `max` flows that ended. They keep their slot, and no packet finds them any more, until
+ * coven_flow_release(). The work is bounded and goes by the time that passed, so it may be called every loop.
+ * In a full table an idle flow may give its slot to a new one without having been collected; its epoch tells.
+ * Flows that a dead worker collected and did not release are collected again. */
 uint16_t coven_flow_expire(struct coven_flow_table *table, uint64_t now_ns, uint32_t *flows, uint16_t max);
 void coven_flow_release(struct coven_flow_table *table, uint32_t flow);
 
 /* ---- inspection ---- */
+/* Flows in the table now, those that wait for coven_flow_release() among them. */
 uint32_t coven_flow_count(const struct coven_flow_table *table);
+/* Made and removed (released, or given way in a full table) since init or recover. */
+uint64_t coven_flow_created(const struct coven_flow_table *table);
+uint64_t coven_flow_removed(const struct coven_flow_table *table);
+/* Epoch of a slot's present or last flow: what the entry that announces its end must carry. */
+uint16_t coven_flow_epoch(const struct coven_flow_table *table, uint32_t flow);
+/* The table's hash, SipHash-1-3. */
+uint64_t coven_flow_hash(const uint64_t seed[2], const void *data, size_t bytes);
 
 #endif
