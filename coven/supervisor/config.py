@@ -25,6 +25,7 @@ class Settings:
     uid_base: int
     with_agent: bool
     agent_arguments: tuple[str, ...]
+    files: tuple[Path, ...]  # folders whose capture files ports may use; only asked when privileged
     argv: tuple[str, ...]
     keeper_pid: int
     privileged: bool = field(default_factory=lambda: os.geteuid() == 0)
@@ -92,6 +93,14 @@ def parse_arguments(arguments: list[str]) -> Settings:
     parser.add_argument("--bin-dir", type=Path, default=PACKAGE / "bin")
     parser.add_argument("--uid-base", type=int, default=UID_BASE)
     parser.add_argument("--no-agent", action="store_true", help="do not start the Management Agent")
+    parser.add_argument(
+        "--files",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="as root, ports may read and write capture files below DIR (the agent's user must not own it)",
+    )
     parser.add_argument("--keeper-pid", type=int, default=0, help=argparse.SUPPRESS)
     own, agent = arguments, []
     if "--" in arguments:
@@ -105,6 +114,7 @@ def parse_arguments(arguments: list[str]) -> Settings:
         uid_base=options.uid_base,
         with_agent=not options.no_agent,
         agent_arguments=tuple(agent),
+        files=tuple(path.absolute() for path in options.files),
         argv=(sys.executable, "-m", "coven.supervisor", *_without_keeper_pid(own), *(["--", *agent] if agent else [])),
         keeper_pid=options.keeper_pid or os.getppid(),
     )

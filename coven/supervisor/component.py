@@ -1,0 +1,451 @@
+"""The life of one isolated replica of a component: start, ready, death, restart, parking."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from coven.agents.client import AsyncAgentClient
+from coven.agents.protocol import start_lines
+from coven.errors import CovenError, Where
+from coven.supervisor import cgroup, memory
+from coven.supervisor.backoff import BackOff
+from coven.supervisor.context import Context
+from coven.supervisor.launch import ENVIRONMENT, Sandbox, program_folders, spawn
+from coven.supervisor.logs import LogTail
+from coven.supervisor.process import Process
+
+if TYPE_CHECKING:
+    from coven.forwarder.instance_plan import ComponentPlan
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT = 15.0  # seconds from exec to `ok`
+STOP_GRACE = 1.0
+OUTPUT_LINES = 20  # of a dead component, shown with its error
+LAUNCH_FAILED = 125  # exit status of coven-launch itself
+
+# Descriptors of a component process, COVEN_FD_* of abi.h; a test compares them.
+FD_DOORBELL, FD_AGENT, FD_REPLICA, FD_STATE, FD_WORKER, FD_POOL = 0, 3, 4, 5, 6, 7
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """How a component is run: found out when it is built, kept in the manifest."""
+
+    argv: tuple[str, ...]
+    entry: str
+    read: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the manifest's form."""
+        return {"argv": list(self.argv), "entry": self.entry, "read": list(self.read)}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Program:
+        """Read the manifest's form."""
+        return cls(tuple(document["argv"]), document["entry"], tuple(document["read"]))
+
+
+@dataclass(slots=True)
+class Home:
+    """What a replica needs of its instance."""
+
+    instance: str
+    package_root: str
+    segment: Callable[[int], Any]  # number of a replica -> image of a new replica segment
+    attach: Callable[[Replica], Awaitable[None]]  # tell the worker that it is ready
+    detach: Callable[[Replica], Awaitable[None]]  # tell the worker that it died
+    changed: Callable[[], None]
+
+
+class Replica:
+    """One process of an isolated component, through all its restarts."""
+
+    def __init__(self, context: Context, home: Home, plan: ComponentPlan, index: int, number: int, replica: int) -> None:
+        """index: of the component; number: through all isolated replicas; replica: within the component."""
+        self._context, self._home = context, home
+        self.plan, self.index, self.number, self.replica = plan, index, number, replica
+        self.program: Program | None = None
+        self.uid_number: int | None = None
+        self.gid_number: int | None = None  # of the component's first replica: they share a state segment
+        self.state = "stopped"  # starting, ready, restarting, parked, stopped
+        self.restarts = 0
+        self.last_exit: str | None = None
+        self.process: Process | None = None
+        self.log = LogTail()
+        self._agent: AsyncAgentClient | None = None
+        self._agent_socket: socket.socket | None = None
+        self._back_off = BackOff()
+        self._task: asyncio.Task[None] | None = None
+        self._wanted = False
+
+    # ---- names ----------------------------------------------------------------------------------
+
+    @property
+    def part(self) -> str:
+        """Name in errors and events."""
+        return f"component {self.plan.name}" + (f" replica {self.replica}" if self.plan.replicas > 1 else "")
+
+    @property
+    def fds_name(self) -> str:
+        """Name of the descriptors in the keeper: segment, doorbells in and out, agent socket, log."""
+        return f"{self._home.instance}/replica.{self.number}"
+
+    @property
+    def group(self) -> str:
+        """Name of the control group."""
+        return f"{self._home.instance}.{self.plan.name}.{self.replica}"
+
+    @property
+    def folders(self) -> tuple[Any, ...]:
+        """Folders of the control group."""
+        return tuple(root / self.group for root in self._context.cgroups.folders)
+
+    @property
+    def uid(self) -> int | None:
+        """Numeric user, None without privileges."""
+        return None if self.uid_number is None else self._context.uid(self.uid_number)
+
+    def attach_fds(self) -> tuple[int, ...]:
+        """Give segment, doorbell to the component, doorbell to the worker."""
+        return self._context.keeper.get(self.fds_name)[:3]
+
+    # ---- outside --------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start and return when it is ready. Raises CovenError; then nothing of it is left running."""
+        self._wanted = True
+        self._back_off.reset()
+        try:
+            await self._launch()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """End it and let go of everything that one start made. May be called in any state."""
+        self._wanted = False
+        task, self._task = self._task, None
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        if self.process is not None and self.process.alive:
+            await self._farewell()
+            await self.process.end(STOP_GRACE)
+        await self._clear()
+        self.state = "stopped"
+        self._home.changed()
+
+    async def remove(self) -> None:
+        """Stop, and give back user and control group."""
+        await self.stop()
+        await cgroup.remove(self.folders)
+        if self.uid_number is not None:
+            self._context.uids.discard(self.uid_number)
+
+    async def heal(self) -> None:
+        """Start again if it is parked."""
+        if self.state in ("parked", "stopped"):
+            await self.start()
+
+    async def ask(
+        self, verb: str, name: str, lines: tuple[tuple[str, ...], ...], timeout: float
+    ) -> tuple[tuple[str, ...], ...]:
+        """Ask its Extended Agent. Raises CovenError."""
+        if self.state != "ready" or self._agent is None:
+            raise CovenError(
+                "component.not-running",
+                f"{self.part} is {self.state}",
+                hint="`heal` starts a parked component again" if self.state == "parked" else None,
+                where=Where(part=self.part),
+            )
+        return await self._agent.ask(verb, name, lines, timeout=timeout)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the replica as the protocol shows it."""
+        alive = self.process is not None and self.process.alive
+        return {
+            "pid": self.process.pid if alive and self.process else None,
+            "state": self.state,
+            "restarts": self.restarts,
+            "uid": self.uid,
+            "cgroup": str(self.folders[0]) if self.folders else None,
+            "last_exit": self.last_exit,
+            "last_output": self.log.texts(OUTPUT_LINES) if self.state in ("parked", "restarting") else [],
+        }
+
+    # ---- manifest -------------------------------------------------------------------------------
+
+    def remember(self) -> dict[str, Any]:
+        """Give what a successor needs to take this replica over."""
+        process = self.process if self.process is not None and self.process.alive else None
+        return {
+            "uid": self.uid_number,
+            "gid": self.gid_number,
+            "pid": process.pid if process else None,
+            "start_time": process.started if process else None,
+            "state": self.state,
+            "wanted": self._wanted,
+            "restarts": self.restarts,
+            "last_exit": self.last_exit,
+        }
+
+    def recall(self, document: dict[str, Any]) -> None:
+        """Take over what a predecessor left; a replica that was not ready is not kept."""
+        self.uid_number, self.gid_number = document["uid"], document["gid"]
+        if self.uid_number is not None:
+            self._context.uids.add(self.uid_number)
+        self.restarts, self.last_exit = int(document["restarts"]), document["last_exit"]
+        self._wanted, self.state = bool(document["wanted"]), str(document["state"])
+        fds = self._context.keeper.get(self.fds_name)
+        if self.state == "ready" and document["pid"] and len(fds) == 5:
+            self.process = Process.adopted(document["pid"], document["start_time"], self._context.keeper, self._died)
+            if self.process is not None:
+                self._listen(fds)
+
+    async def revive(self) -> None:
+        """After `recall`, when no operation is under way: start again what should run and does not."""
+        if self._wanted and self.state != "parked" and (self.process is None or not self.process.alive):
+            self.state = "restarting"
+            self.last_exit = self.last_exit or "ended while the supervisor was being replaced"
+            await self._home.detach(self)
+            self._task = asyncio.create_task(self._restart(0.0))
+
+    # ---- one start ------------------------------------------------------------------------------
+
+    async def _launch(self) -> None:
+        context = self._context
+        self.state = "starting"
+        if self.uid_number is None and context.settings.privileged:
+            self.uid_number = context.take_uid()
+        context.save()
+        await self._clear()
+        folders = cgroup.create(context.cgroups, self.group, self.plan.limits)
+        self.log.clear()
+        theirs, log_end = self._make_descriptors()
+        try:
+            pid = self._spawn(theirs, log_end, tuple(map(str, folders)))
+        finally:
+            os.close(theirs)
+            os.close(log_end)
+        self.process = Process.spawned(pid, context.keeper, self._died)
+        context.save()
+        await self._await_ready()
+        self.state = "ready"
+        context.save()
+        context.emit("component-ready", self._home.instance, self.part, pid=pid)
+        await self._home.attach(self)
+        self._home.changed()
+
+    def _make_descriptors(self) -> tuple[int, int]:
+        """Make what this start needs; give the process's ends of agent socket and log."""
+        uid = self.uid if self.uid is not None else os.geteuid()
+        segment = memory.make(self._home.segment(self.number), uid)
+        doorbells = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
+        # The component blocks on reading its own; a blocking one and poll() suit every language.
+        os.set_blocking(doorbells[0], True)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        log_read, log_write = os.pipe()
+        fds = (segment, *doorbells, ours.detach(), log_read)
+        self._context.keeper.put(self.fds_name, fds)
+        self._listen(fds)
+        return theirs.detach(), log_write
+
+    def _listen(self, fds: tuple[int, ...]) -> None:
+        self._agent_socket = socket.socket(fileno=os.dup(fds[3]))
+        self._agent = AsyncAgentClient(self._agent_socket, self.part)
+        self.log.follow(fds[4])
+
+    def _spawn(self, agent: int, log_end: int, cgroups: tuple[str, ...]) -> int:
+        context, program, plan = self._context, self.program, self.plan
+        if program is None:
+            raise CovenError("platform.internal", f"{self.part} was not built")
+        segment, doorbell, to_worker = self.attach_fds()
+        (state,) = context.keeper.get(f"{self._home.instance}/state.{self.index}")
+        fds = {FD_DOORBELL: doorbell, 1: log_end, 2: log_end, FD_AGENT: agent, FD_REPLICA: segment, FD_STATE: state}
+        fds[FD_WORKER] = to_worker
+        if plan.isolation == "shared":
+            (fds[FD_POOL],) = context.keeper.get(f"{self._home.instance}/pool")
+        privileged = context.settings.privileged
+        sandbox = Sandbox(
+            uid=self.uid,
+            gid=None if self.gid_number is None else context.uid(self.gid_number),
+            cgroups=cgroups,
+            limits=(("core", "0"), ("nofile", "1024"), ("memlock", "65536")),
+            root=privileged,
+            binds_ro=_unique((*program_folders(context.settings), self._home.package_root, *program.read)),
+            new_net=privileged,
+        )
+        env = {**ENVIRONMENT, "COVEN_COMPONENT": plan.name}
+        fault = os.environ.get("COVEN_FAULT")
+        if fault and self.restarts == 0:  # fault-injection builds only know it, and only the first start has it
+            env["COVEN_FAULT"] = fault
+        try:
+            return spawn(context.settings, program.argv, fds=fds, env=env, cwd=plan.source, sandbox=sandbox)
+        except OSError as error:
+            raise CovenError(
+                "platform.no-resources", f"cannot start {self.part}: {error}", where=Where(part=self.part)
+            ) from error
+
+    async def _await_ready(self) -> None:
+        """Send `start` and wait for the answer, the end of the process, or the end of our patience."""
+        process, agent, program = self.process, self._agent, self.program
+        if process is None or agent is None or program is None:
+            raise CovenError("platform.internal", f"{self.part} has not been launched")
+        lines = start_lines(
+            _declarations(self.plan),
+            instance=self._home.instance,
+            replica=self.replica,
+            entry=program.entry,
+            options=self.plan.options,
+        )
+        asking = asyncio.ensure_future(agent.ask("start", "", lines, timeout=START_TIMEOUT))
+        dying = asyncio.ensure_future(process.ended.wait())
+        try:
+            await asyncio.wait({asking, dying}, return_when=asyncio.FIRST_COMPLETED)
+            error = asking.exception() if asking.done() else None
+            if asking.done() and error is None and process.alive:
+                return
+            if isinstance(error, CovenError) and error.code == "component.bad-code":
+                raise error
+            if isinstance(error, CovenError) and error.code == "component.not-answering":
+                raise self._timed_out()
+            if error is not None and process.alive:
+                # it closed its socket, or refused: give it the moment it takes to die, for the exit status
+                await asyncio.wait({dying}, timeout=STOP_GRACE)
+            if isinstance(error, CovenError) and error.code != "component.not-running":
+                raise error
+            if process.alive:
+                raise self._timed_out()
+            raise self._exited()
+        finally:
+            for future in (asking, dying):
+                future.cancel()
+            await asyncio.gather(asking, dying, return_exceptions=True)
+
+    def _timed_out(self) -> CovenError:
+        output = self.log.texts(OUTPUT_LINES)
+        return CovenError(
+            "component.start-timeout",
+            f"{self.part} was not ready within {START_TIMEOUT:g} s" + _quote(output),
+            hint="its start must not wait for anything; look at what it does before the first packet",
+            where=Where(part=self.part),
+        )
+
+    def _exited(self) -> CovenError:
+        self.log.stop()
+        process = self.process
+        output = self.log.texts(OUTPUT_LINES)
+        if process is not None and process.status is not None and os.WIFEXITED(process.status):
+            if os.WEXITSTATUS(process.status) == LAUNCH_FAILED and any("coven-launch:" in line for line in output):
+                return CovenError(
+                    "platform.no-resources", f"{self.part} cannot be launched" + _quote(output), where=Where(part=self.part)
+                )
+        how = process.last_exit if process else "never ran"
+        return CovenError(
+            "component.exited",
+            f"{self.part} ended while starting ({how})" + _quote(output),
+            hint="its output is above" if output else "it wrote nothing before it ended",
+            where=Where(part=self.part),
+        )
+
+    async def _clear(self) -> None:
+        """Let go of what the last start made; no process of the replica is left."""
+        await cgroup.kill_all(self.folders)
+        if self.process is not None and self.process.alive:
+            await self.process.end()
+        self.process = None
+        self.log.stop()
+        if self._agent_socket is not None:
+            self._agent_socket.close()
+            self._agent_socket = self._agent = None
+        self._context.keeper.drop(self.fds_name)
+
+    async def _farewell(self) -> None:
+        """Ask it to stop in order; what it says does not matter."""
+        if self._agent is None or self.state != "ready" or self.process is None:
+            return
+        try:
+            await self._agent.ask("stop", timeout=STOP_GRACE)
+            await asyncio.wait_for(self.process.ended.wait(), STOP_GRACE)
+        except (CovenError, TimeoutError):
+            log.info("instance=%s %s did not stop in order", self._home.instance, self.part)
+
+    # ---- death ----------------------------------------------------------------------------------
+
+    def _died(self) -> None:
+        process = self.process
+        if process is None:
+            return
+        self.last_exit = process.last_exit
+        if process.status is None:
+            self._context.keeper.on_reaped(process.pid, self._set_exit)
+        if self.state != "ready" or not self._wanted:
+            return  # whoever starts or stops it just now deals with it
+        self.state = "restarting"
+        self._context.emit("component-died", self._home.instance, self.part, pid=process.pid, exit=self.last_exit)
+        self._task = asyncio.create_task(self._after_death())
+
+    def _set_exit(self, status: int) -> None:
+        from coven.supervisor.process import exit_text
+
+        self.last_exit = exit_text(status)
+
+    async def _after_death(self) -> None:
+        self._home.changed()
+        await self._home.detach(self)
+        await self._back_off_or_park()
+
+    async def _back_off_or_park(self) -> None:
+        wait = self._back_off.died()
+        if wait is None:
+            await self._park()
+        else:
+            await self._restart(wait)
+
+    async def _restart(self, wait: float) -> None:
+        if wait > 0:
+            await asyncio.sleep(wait)
+        self.restarts += 1
+        try:
+            await self._launch()
+        except CovenError as error:
+            log.warning("instance=%s %s: %s", self._home.instance, self.part, error.message)
+            self.state = "restarting"
+            if self.process is not None:
+                if self.process.alive:
+                    await self.process.end()
+                self.last_exit = self.process.last_exit
+            await self._back_off_or_park()
+
+    async def _park(self) -> None:
+        self.log.stop()
+        self.state = "parked"
+        output = self.log.texts(OUTPUT_LINES)
+        await cgroup.kill_all(self.folders)
+        self._context.save()
+        self._context.emit(
+            "component-parked", self._home.instance, self.part, exit=self.last_exit, output=output
+        )
+        self._home.changed()
+
+
+def _declarations(plan: ComponentPlan) -> dict[str, Any]:
+    """Give name, metrics and operations in their JSON form."""
+    from coven.forwarder.instance_plan import encode
+
+    return {"name": plan.name, "metrics": encode(plan.metrics), "operations": encode(plan.operations)}
+
+
+def _quote(output: list[str]) -> str:
+    return ":\n" + "\n".join(f"  {line}" for line in output) if output else ""
+
+
+def _unique(paths: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(paths))

@@ -1,0 +1,115 @@
+"""Control socket of a worker (docs/internals.md, section 3), the asking side."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import os
+import socket
+from collections.abc import Sequence
+
+from coven.dataplane.core import Control, pack_control, unpack_control
+from coven.errors import CovenError, Where
+
+(
+    SEGMENT, PORT, CODE, READY, RUN, PAUSE, ATTACH, DETACH, SNAPSHOT, AGENT, EXIT, ATTENTION,
+) = range(1, 13)  # fmt: skip
+REPLY = 0x80000000
+DATAGRAM = 65536
+TIMEOUT = 5.0  # seconds; a worker looks at its socket at least every 64 loops
+
+
+class WorkerGone(Exception):
+    """The worker died before it answered; whoever restarts it knows."""
+
+
+class WorkerControl:
+    """Requests to one worker. The socket is a duplicate of `fd`, which stays the caller's."""
+
+    def __init__(self, fd: int, part: str) -> None:
+        """part: name of the worker, for errors."""
+        self._sock = socket.socket(fileno=os.dup(fd))
+        self._sock.setblocking(False)
+        self._part = part
+        self._seq = int.from_bytes(os.urandom(3), "big")  # answers to a dead supervisor's requests do not fit
+        self._open: dict[int, asyncio.Future[Control]] = {}
+        self._sending = asyncio.Lock()
+        asyncio.get_running_loop().add_reader(self._sock, self._readable)
+
+    async def request(
+        self,
+        op: int,
+        index: int = 0,
+        args: Sequence[int] = (),
+        payload: bytes = b"",
+        fds: Sequence[int] = (),
+        timeout: float = TIMEOUT,
+    ) -> Control:
+        """Ask and give the answer. Raises WorkerGone, CovenError when refused or not answered."""
+        self._seq += 1
+        seq = self._seq
+        future: asyncio.Future[Control] = asyncio.get_running_loop().create_future()
+        self._open[seq] = future
+        try:
+            async with asyncio.timeout(timeout):
+                await self._send(pack_control(Control(op, seq, index, 0, tuple(args), payload)), fds)
+                answer = await future
+        except TimeoutError as error:
+            raise CovenError(
+                "platform.internal",
+                f"{self._part} did not answer within {timeout:g} s",
+                hint="a component that is fused into it may hang; `heal` restarts it",
+                where=Where(part=self._part),
+            ) from error
+        except OSError as error:
+            raise WorkerGone from error
+        finally:
+            self._open.pop(seq, None)
+        if answer.result < 0:
+            text = answer.payload.split(b"\0")[0].decode("utf-8", "replace") or os.strerror(-answer.result)
+            raise CovenError("platform.internal", f"{self._part}: {text}", where=Where(part=self._part))
+        return answer
+
+    def close(self) -> None:
+        """Close; whoever still waits learns that the worker has gone."""
+        if self._sock.fileno() < 0:
+            return
+        asyncio.get_running_loop().remove_reader(self._sock)
+        self._sock.close()
+        for future in self._open.values():
+            if not future.done():
+                future.set_exception(WorkerGone())
+
+    async def _send(self, datagram: bytes, fds: Sequence[int]) -> None:
+        control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        async with self._sending:
+            while True:
+                try:
+                    self._sock.sendmsg([datagram], control)
+                    return
+                except BlockingIOError:
+                    writable = asyncio.Event()
+                    asyncio.get_running_loop().add_writer(self._sock, writable.set)
+                    try:
+                        await writable.wait()
+                    finally:
+                        asyncio.get_running_loop().remove_writer(self._sock)
+
+    def _readable(self) -> None:
+        for _ in range(64):
+            try:
+                datagram = self._sock.recv(DATAGRAM)
+            except BlockingIOError:
+                return
+            except OSError:
+                datagram = b""
+            if not datagram:
+                asyncio.get_running_loop().remove_reader(self._sock)
+                return
+            try:
+                answer = unpack_control(datagram)
+            except CovenError:
+                continue
+            future = self._open.get(answer.seq)
+            if future is not None and not future.done() and answer.op & REPLY:
+                future.set_result(answer)
