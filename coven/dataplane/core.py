@@ -8,15 +8,33 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import mmap
 import os
 from dataclasses import dataclass
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
+from importlib.util import module_from_spec
+from types import ModuleType
 from typing import Any, TypeAlias
 
 from coven.errors import CovenError
 
+CORE_VARIABLE = "COVEN_CORE"  # names a folder with another build of `_core`: tests, one with fault points
+
+
+def _load() -> ModuleType:
+    folder = os.environ.get(CORE_VARIABLE)
+    if not folder:
+        return importlib.import_module("coven.dataplane._core")
+    loader = ExtensionFileLoader("coven.dataplane._core", f"{folder}/_core.abi3.so")
+    module = module_from_spec(ModuleSpec(loader.name, loader, origin=loader.path))
+    loader.exec_module(module)
+    return module
+
+
 try:
-    from coven.dataplane._core import ffi, lib
+    _core: Any = _load()
+    ffi, lib = _core.ffi, _core.lib
 except ImportError as error:  # pragma: no cover - only in a tree that was not built
     raise CovenError(
         "platform.internal",
