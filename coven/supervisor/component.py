@@ -18,7 +18,7 @@ from coven.supervisor.backoff import BackOff
 from coven.supervisor.context import Context
 from coven.supervisor.launch import ENVIRONMENT, Sandbox, program_folders, spawn
 from coven.supervisor.logs import LogTail
-from coven.supervisor.process import Process
+from coven.supervisor.process import Process, exit_text
 
 if TYPE_CHECKING:
     from coven.forwarder.instance_plan import ComponentPlan
@@ -58,6 +58,7 @@ class Home:
 
     instance: str
     package_root: str
+    declarations: Callable[[int], dict[str, Any]]  # index of a component -> its part of the plan as JSON
     segment: Callable[[int], Any]  # number of a replica -> image of a new replica segment
     attach: Callable[[Replica], Awaitable[None]]  # tell the worker that it is ready
     detach: Callable[[Replica], Awaitable[None]]  # tell the worker that it died
@@ -299,7 +300,7 @@ class Replica:
         if process is None or agent is None or program is None:
             raise CovenError("platform.internal", f"{self.part} has not been launched")
         lines = start_lines(
-            _declarations(self.plan),
+            self._home.declarations(self.index),
             instance=self._home.instance,
             replica=self.replica,
             entry=program.entry,
@@ -393,8 +394,6 @@ class Replica:
         self._task = asyncio.create_task(self._after_death())
 
     def _set_exit(self, status: int) -> None:
-        from coven.supervisor.process import exit_text
-
         self.last_exit = exit_text(status)
 
     async def _after_death(self) -> None:
@@ -434,13 +433,6 @@ class Replica:
             "component-parked", self._home.instance, self.part, exit=self.last_exit, output=output
         )
         self._home.changed()
-
-
-def _declarations(plan: ComponentPlan) -> dict[str, Any]:
-    """Give name, metrics and operations in their JSON form."""
-    from coven.forwarder.instance_plan import encode
-
-    return {"name": plan.name, "metrics": encode(plan.metrics), "operations": encode(plan.operations)}
 
 
 def _quote(output: list[str]) -> str:

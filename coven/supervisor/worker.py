@@ -1,0 +1,387 @@
+"""The worker of an instance: start it, feed it descriptors, keep it running (docs/internals.md, section 3)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from coven.errors import CovenError, Where
+from coven.supervisor import cgroup, control
+from coven.supervisor.backoff import BackOff
+from coven.supervisor.context import Context
+from coven.supervisor.control import WorkerControl, WorkerGone
+from coven.supervisor.launch import ENVIRONMENT, Sandbox, program_folders, spawn
+from coven.supervisor.logs import LogTail
+from coven.supervisor.process import Process, exit_text
+
+if TYPE_CHECKING:
+    from coven.supervisor.component import Replica
+
+log = logging.getLogger(__name__)
+
+PART = "worker 0"
+CONTROL_FD = 3
+OUTPUT_LINES = 20
+EXIT_GRACE = 2.0
+READY_TIMEOUT = 20.0  # a large ledger is recovered and pages of the pool are touched
+
+
+@dataclass(slots=True)
+class Feed:
+    """What a worker is given before it is ready; asked for anew at each start."""
+
+    segments: Callable[[], list[tuple[int, int, int]]]  # kind, index, descriptor
+    ports: Callable[[], list[tuple[int, tuple[int, ...]]]]  # index, descriptors
+    code: Callable[[], list[tuple[int, int, bytes]]]  # component, shared object, start message
+    replicas: Callable[[], list[Replica]]
+    changed: Callable[[], None]
+
+
+class Worker:
+    """One worker process through all its restarts."""
+
+    def __init__(self, context: Context, instance: str, core: int | None, feed: Feed) -> None:
+        """core: to be pinned to, or None."""
+        self._context, self._instance, self._core, self._feed = context, instance, core, feed
+        self.state = "stopped"  # starting, ready, running, restarting, parked, stopped
+        self.restarts = 0
+        self.last_exit: str | None = None
+        self.process: Process | None = None
+        self.log = LogTail()
+        self.recovered = ""
+        self._control: WorkerControl | None = None
+        self._attached: dict[int, int] = {}  # replica -> pid of the process that was attached
+        self._changing = asyncio.Lock()  # one ATTACH or DETACH at a time
+        self._back_off = BackOff()
+        self._task: asyncio.Task[None] | None = None
+        self._wanted = False
+        self._run = False
+
+    @property
+    def fds_name(self) -> str:
+        """Name of the descriptors in the keeper: both ends of the control socket, log."""
+        return f"{self._instance}/worker"
+
+    @property
+    def group(self) -> str:
+        """Name of the control group."""
+        return f"{self._instance}.worker.0"
+
+    @property
+    def folders(self) -> tuple[Any, ...]:
+        """Folders of the control group."""
+        return tuple(root / self.group for root in self._context.cgroups.folders)
+
+    # ---- outside --------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start it up to READY with all ready replicas attached. Raises CovenError; then nothing is left running."""
+        self._wanted, self._run = True, False
+        self._back_off.reset()
+        try:
+            await self._launch()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def run(self) -> None:
+        """Let it take packets."""
+        self._run = True
+        await self.request(control.RUN)
+        self.state = "running"
+        self._context.save()
+
+    async def pause(self, deadline_ms: int) -> int:
+        """Stop taking packets; what is inside gets `deadline_ms`. Give how many were dropped."""
+        self._run = False
+        answer = await self.request(control.PAUSE, args=(deadline_ms,), timeout=control.TIMEOUT + deadline_ms / 1000)
+        if self.state == "running":
+            self.state = "ready"
+        return answer.args[0]
+
+    async def stop(self) -> None:
+        """End it in order, by force if need be. May be called in any state."""
+        self._wanted = self._run = False
+        task, self._task = self._task, None
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        if self.process is not None and self.process.alive and self.state in ("ready", "running"):
+            try:
+                await self.request(control.EXIT, timeout=EXIT_GRACE)
+                await asyncio.wait_for(self.process.ended.wait(), EXIT_GRACE)
+            except (CovenError, WorkerGone, TimeoutError):
+                log.info("instance=%s worker did not end in order", self._instance)
+        await self._clear()
+        self.state = "stopped"
+        self._feed.changed()
+
+    async def remove(self) -> None:
+        """Stop, and give back the control group."""
+        await self.stop()
+        await cgroup.remove(self.folders)
+
+    async def heal(self) -> None:
+        """Start again if it is parked."""
+        if self.state == "parked":
+            run = self._run
+            await self.start()
+            if run:
+                await self.run()
+
+    async def request(self, op: int, **more: Any) -> control.Control:
+        """Ask the worker. Raises CovenError, also when there is none just now."""
+        if self._control is None or self.process is None or not self.process.alive:
+            raise self._absent()
+        try:
+            return await self._control.request(op, **more)
+        except WorkerGone as error:
+            raise self._absent() from error
+
+    async def attach(self, replica: Replica) -> None:
+        """Tell the worker that a replica is ready; a worker that starts meanwhile finds it by itself."""
+        async with self._changing:
+            if self.state in ("ready", "running"):
+                await self._attach(replica)
+
+    async def detach(self, replica: Replica, crashed: bool = True) -> None:
+        """Tell the worker that a replica has gone."""
+        async with self._changing:
+            if self._attached.pop(replica.number, None) is None or self.state not in ("ready", "running"):
+                return
+            try:
+                await self.request(control.DETACH, index=replica.number, args=(int(crashed),))
+            except CovenError as error:
+                log.warning("instance=%s detach of %s: %s", self._instance, replica.part, error.message)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the worker as the protocol shows it."""
+        alive = self.process is not None and self.process.alive
+        return {
+            "pid": self.process.pid if alive and self.process else None,
+            "state": self.state,
+            "restarts": self.restarts,
+            "last_exit": self.last_exit,
+            "recovered": self.recovered,
+            "last_output": self.log.texts(OUTPUT_LINES) if self.state in ("parked", "restarting") else [],
+        }
+
+    # ---- manifest -------------------------------------------------------------------------------
+
+    def remember(self) -> dict[str, Any]:
+        """Give what a successor needs to take the worker over."""
+        process = self.process if self.process is not None and self.process.alive else None
+        return {
+            "pid": process.pid if process else None,
+            "start_time": process.started if process else None,
+            "state": self.state,
+            "wanted": self._wanted,
+            "run": self._run,
+            "restarts": self.restarts,
+            "last_exit": self.last_exit,
+            "attached": {str(number): pid for number, pid in self._attached.items()},
+        }
+
+    def recall(self, document: dict[str, Any]) -> None:
+        """Take over what a predecessor left; a worker that was not ready is not kept."""
+        self.state, self.last_exit = str(document["state"]), document["last_exit"]
+        self.restarts = int(document["restarts"])
+        self._wanted, self._run = bool(document["wanted"]), bool(document["run"])
+        fds = self._context.keeper.get(self.fds_name)
+        if self.state in ("ready", "running") and document["pid"] and len(fds) == 3:
+            self.process = Process.adopted(document["pid"], document["start_time"], self._context.keeper, self._died)
+            if self.process is not None:
+                self._attached = {int(number): pid for number, pid in document["attached"].items()}
+                self._control = WorkerControl(fds[0], PART)
+                self.log.follow(fds[2])
+
+    async def revive(self) -> None:
+        """After `recall`, when no operation is under way: make true what should be."""
+        if not self._wanted or self.state == "parked":
+            return
+        if self.process is None or not self.process.alive:
+            self.state = "restarting"
+            self._task = asyncio.create_task(self._restart(0.0))
+            return
+        async with self._changing:
+            for replica in self._feed.replicas():
+                # ready, but its predecessor or nobody is attached: the supervisor died between the two
+                if replica.process and self._attached.get(replica.number) != replica.process.pid:
+                    if self._attached.pop(replica.number, None) is not None:
+                        await self.request(control.DETACH, index=replica.number, args=(1,))
+                    await self._attach(replica)
+        if self._run and self.state != "running":
+            await self.run()
+
+    # ---- one start ------------------------------------------------------------------------------
+
+    async def _launch(self) -> None:
+        context = self._context
+        self.state = "starting"
+        context.save()
+        await self._clear()
+        folders = cgroup.create(context.cgroups, self.group, None)
+        self.log.clear()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
+        log_read, log_write = os.pipe()
+        fds = (ours.detach(), theirs.detach(), log_read)
+        context.keeper.put(self.fds_name, fds)
+        try:
+            pid = self._spawn(fds[1], log_write, tuple(map(str, folders)))
+        finally:
+            os.close(log_write)
+        self.process = Process.spawned(pid, context.keeper, self._died)
+        self._control = WorkerControl(fds[0], PART)
+        self.log.follow(log_read)
+        context.save()
+        try:
+            await self._feed_all()
+        except WorkerGone as error:
+            raise self._exited() from error
+
+    def _spawn(self, control_end: int, log_end: int, cgroups: tuple[str, ...]) -> int:
+        settings = self._context.settings
+        sandbox = Sandbox(
+            uid=settings.worker_uid if settings.privileged else None,
+            gid=settings.worker_uid if settings.privileged else None,
+            cgroups=cgroups,
+            limits=(("core", "0"), ("nofile", "4096")),
+            root=settings.privileged,
+            binds_ro=program_folders(settings),
+            new_net=settings.privileged,
+            cpu=self._core,
+        )
+        env = dict(ENVIRONMENT)
+        fault = os.environ.get("COVEN_FAULT")
+        if fault and self.restarts == 0:
+            env["COVEN_FAULT"] = fault
+        program = str(settings.bin_dir / "coven-worker")
+        argv = (program, "--instance", self._instance, "--index", "0")
+        try:
+            return spawn(
+                settings, argv, fds={1: log_end, 2: log_end, CONTROL_FD: control_end}, env=env, cwd="/", sandbox=sandbox
+            )
+        except OSError as error:
+            raise CovenError("platform.no-resources", f"cannot start the worker: {error}") from error
+
+    async def _feed_all(self) -> None:
+        """SEGMENT*, PORT*, CODE*, READY, ATTACH*, in this order."""
+        channel = self._control
+        if channel is None:
+            raise WorkerGone
+        for kind, index, fd in self._feed.segments():
+            await channel.request(control.SEGMENT, index, (kind,), fds=(fd,))
+        for index, fds in self._feed.ports():
+            await channel.request(control.PORT, index, fds=fds)
+        for index, fd, start in self._feed.code():
+            await channel.request(control.CODE, index, payload=start, fds=(fd,))
+        answer = await channel.request(control.READY, timeout=READY_TIMEOUT)
+        self.recovered = answer.payload.split(b"\0")[0].decode("utf-8", "replace")
+        async with self._changing:
+            self._attached = {}
+            self.state = "ready"
+            for replica in self._feed.replicas():
+                await self._attach(replica)
+        self._context.save()
+        pid = self.process.pid if self.process else None
+        self._context.emit("worker-ready", self._instance, PART, pid=pid, recovered=self.recovered)
+        self._feed.changed()
+
+    async def _attach(self, replica: Replica) -> None:
+        fds = replica.attach_fds()
+        process = replica.process
+        if replica.state != "ready" or len(fds) != 3 or process is None or self._control is None:
+            return
+        if self._attached.get(replica.number) == process.pid:
+            return
+        try:
+            await self._control.request(control.ATTACH, index=replica.number, fds=fds)
+        except WorkerGone:
+            return  # the next worker attaches all
+        self._attached[replica.number] = process.pid
+        self._context.save()
+
+    async def _clear(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        await cgroup.kill_all(self.folders)
+        if self.process is not None and self.process.alive:
+            await self.process.end()
+        self.process = None
+        self.log.stop()
+        self._attached = {}
+        self._context.keeper.drop(self.fds_name)
+
+    # ---- death ----------------------------------------------------------------------------------
+
+    def _died(self) -> None:
+        process = self.process
+        if process is None:
+            return
+        self.last_exit = process.last_exit
+        if process.status is None:
+            self._context.keeper.on_reaped(process.pid, self._set_exit)
+        if self._control is not None:
+            self._control.close()
+        if self.state not in ("ready", "running") or not self._wanted:
+            return
+        self.state = "restarting"
+        self._context.emit("worker-died", self._instance, PART, pid=process.pid, exit=self.last_exit)
+        self._task = asyncio.create_task(self._back_off_or_park())
+
+    def _set_exit(self, status: int) -> None:
+        self.last_exit = exit_text(status)
+
+    async def _back_off_or_park(self) -> None:
+        self._feed.changed()
+        wait = self._back_off.died()
+        if wait is not None:
+            await self._restart(wait)
+            return
+        self.log.stop()
+        self.state = "parked"
+        self._context.save()
+        self._context.emit(
+            "worker-parked", self._instance, PART, exit=self.last_exit, output=self.log.texts(OUTPUT_LINES)
+        )
+        self._feed.changed()
+
+    async def _restart(self, wait: float) -> None:
+        if wait > 0:
+            await asyncio.sleep(wait)
+        self.restarts += 1
+        try:
+            await self._launch()
+            if self._run:
+                await self.run()
+        except CovenError as error:
+            log.warning("instance=%s worker: %s", self._instance, error.message)
+            self.state = "restarting"
+            if self.process is not None and self.process.alive:
+                await self.process.end()
+            await self._back_off_or_park()
+
+    def _absent(self) -> CovenError:
+        return CovenError(
+            "component.not-running",
+            f"the worker of {self._instance} is {self.state}",
+            hint="`heal` starts it again" if self.state == "parked" else None,
+            where=Where(part=PART),
+        )
+
+    def _exited(self) -> CovenError:
+        self.log.stop()
+        output = self.log.texts(OUTPUT_LINES)
+        quoted = ":\n" + "\n".join(f"  {line}" for line in output) if output else ""
+        how = self.process.last_exit if self.process and self.process.last_exit else "no answer"
+        return CovenError(
+            "platform.internal", f"the worker ended while starting ({how}){quoted}", where=Where(part=PART)
+        )
