@@ -1,0 +1,1 @@
+"""Tests of the whole: a function deployed over REST between two hosts."""
