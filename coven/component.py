@@ -26,8 +26,19 @@ from coven.processing.python.packets import (
 )
 
 __all__ = [
-    "CONSUME", "DROP", "FORWARD", "HOLD", "Burst", "Component", "Counter", "Gauge", "Held", "Packet", "Refused", "operation",
-]  # fmt: skip
+    "CONSUME",
+    "DROP",
+    "FORWARD",
+    "HOLD",
+    "Burst",
+    "Component",
+    "Counter",
+    "Gauge",
+    "Held",
+    "Packet",
+    "Refused",
+    "operation",
+]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -39,8 +50,8 @@ class Refused(Exception):
 def operation(name: str) -> Callable[[F], F]:
     """Make a method answer the operation `name` of component.yaml.
 
-    Arguments come as keywords in their declared types, `-` in their names as `_`. What it returns is the answer: a mapping of
-    names to values, one value, or None.
+    Arguments come as keywords in their declared types, `-` in their names as `_`. What it returns is the answer: a
+    mapping of names to values, one value, or None.
     """
 
     def mark(function: F) -> F:

@@ -1,7 +1,7 @@
 """Ask a component, with a deadline. The component is untrusted: it may be silent, late, or talk nonsense.
 
-Each question has an id of its own. An answer counts only if it carries the id of a question that still waits, so what comes
-late is ignored; so is what carries no id at all, and it is mentioned if no answer comes.
+Each question has an id of its own. An answer counts only if it carries the id of a question that still waits, so
+what comes late is ignored; so is what carries no id at all, and it is mentioned if no answer comes.
 """
 
 from __future__ import annotations
@@ -67,10 +67,7 @@ class _Exchange:
     def _is_hung_up(self) -> bool:
         poller = select.poll()
         poller.register(self.sock, select.POLLRDHUP)
-        return any(
-            events & (select.POLLHUP | select.POLLRDHUP | select.POLLERR)
-            for _, events in poller.poll(0)
-        )
+        return any(events & (select.POLLHUP | select.POLLRDHUP | select.POLLERR) for _, events in poller.poll(0))
 
     def outcome(self, answer: Answer) -> tuple[Line, ...]:
         """Give the lines of an answer. Raises CovenError when it is an error."""
@@ -80,16 +77,10 @@ class _Exchange:
         raise CovenError(_ERRORS[answer.code], message, where=self.where)
 
     def gone(self) -> CovenError:
-        return CovenError(
-            "component.not-running", "the component has closed its agent socket", where=self.where
-        )
+        return CovenError("component.not-running", "the component has closed its agent socket", where=self.where)
 
     def silent(self, verb: str, seconds: float) -> CovenError:
-        also = (
-            f"; {self.ignored} messages that answer no open question were ignored"
-            if self.ignored
-            else ""
-        )
+        also = f"; {self.ignored} messages that answer no open question were ignored" if self.ignored else ""
         return CovenError(
             "component.not-answering",
             f"no answer to `{verb}` within {seconds:g} s{also}",
@@ -105,9 +96,7 @@ class AgentClient:
         """sock: SOCK_SEQPACKET, becomes non-blocking, stays the caller's. part: who it is, for messages."""
         self._exchange = _Exchange(sock, part)
 
-    def ask(
-        self, verb: str, name: str = "", lines: Iterable[Line] = (), *, timeout: float = 4.0
-    ) -> tuple[Line, ...]:
+    def ask(self, verb: str, name: str = "", lines: Iterable[Line] = (), *, timeout: float = 4.0) -> tuple[Line, ...]:
         """Give the lines of the answer. timeout: seconds. Raises CovenError as the component or its silence demands."""
         exchange = self._exchange
         deadline = time.monotonic() + timeout
@@ -220,7 +209,5 @@ class AsyncAgentClient:
     def _close(self, number: int) -> None:
         self._open.pop(number, None)
         if not self._open:
-            with contextlib.suppress(
-                OSError, ValueError
-            ):  # the owner may have closed the socket meanwhile
+            with contextlib.suppress(OSError, ValueError):  # the owner may have closed the socket meanwhile
                 asyncio.get_running_loop().remove_reader(self._exchange.sock)

@@ -73,9 +73,7 @@ def decode_answer(data: bytes) -> Answer:
         if first[2] not in ERROR_CODES:
             raise CovenError(code, f"no such error code: {first[2][:40]!r}")
         return Answer(_decode_id(first[0], code), code=first[2], message=first[3])
-    raise CovenError(
-        code, "an answer begins with id and ok, or is one line of id, error, code and message"
-    )
+    raise CovenError(code, "an answer begins with id and ok, or is one line of id, error, code and message")
 
 
 def request_id(data: bytes) -> int | None:
@@ -116,9 +114,7 @@ def declaration_lines(
     metrics: Iterable[Mapping[str, Any]], operations: Iterable[Mapping[str, Any]]
 ) -> tuple[Line, ...]:
     """Give the lines that say what a component declares, as `start` and the answer to `list` carry them."""
-    lines: list[Line] = [
-        ("metric", m["name"], m["type"], m.get("unit", ""), m.get("help", "")) for m in metrics
-    ]
+    lines: list[Line] = [("metric", m["name"], m["type"], m.get("unit", ""), m.get("help", "")) for m in metrics]
     for operation in operations:
         lines.append(("operation", operation["name"], operation.get("help", "")))
         for argument in operation.get("arguments") or ():
@@ -144,9 +140,7 @@ def _encode(lines: Iterable[Line]) -> bytes:
     except UnicodeEncodeError as error:
         raise CovenError("request.invalid", f"not encodable as UTF-8: {error}") from error
     if len(data) > MAX_BYTES:
-        raise CovenError(
-            "request.too-large", f"a message has at most {MAX_BYTES} bytes, this one {len(data)}"
-        )
+        raise CovenError("request.too-large", f"a message has at most {MAX_BYTES} bytes, this one {len(data)}")
     return data
 
 
@@ -181,9 +175,7 @@ def _unescape(field: str, code: str) -> str:
     i = 0
     while i < len(pieces):
         piece = pieces[i]
-        if piece == "" and i + 1 < len(
-            pieces
-        ):  # two backslashes in a row: one, and the piece behind is plain
+        if piece == "" and i + 1 < len(pieces):  # two backslashes in a row: one, and the piece behind is plain
             out.append("\\" + pieces[i + 1])
             i += 2
             continue
@@ -195,12 +187,7 @@ def _unescape(field: str, code: str) -> str:
 
 
 def _decode_id(text: str, code: str) -> int:
-    if (
-        not text.isascii()
-        or not text.isdigit()
-        or len(text) > 19
-        or (text[0] == "0" and text != "0")
-    ):
+    if not text.isascii() or not text.isdigit() or len(text) > 19 or (text[0] == "0" and text != "0"):
         raise CovenError(code, "the id is not a decimal number")
     number = int(text)
     if number > MAX_ID:

@@ -55,10 +55,7 @@ def read_declarations(lines: Iterable[Line]) -> Declared:
                 raise _malformed(f"unexpected line {line[0][:40]!r} in an answer to list")
     return Declared(
         tuple(metrics.values()),
-        tuple(
-            Operation(name, text, tuple(arguments.values()))
-            for name, (text, arguments) in operations.items()
-        ),
+        tuple(Operation(name, text, tuple(arguments.values())) for name, (text, arguments) in operations.items()),
     )
 
 
@@ -112,9 +109,7 @@ def argument_lines(operation: Operation, given: Mapping[str, object]) -> tuple[L
     declared = {argument.name: argument for argument in operation.arguments}
     part = f"operation {operation.name}"
     faults = [
-        _invalid(
-            part, f"has no argument {str(name)[:40]!r}", f"it has: {', '.join(declared) or 'none'}"
-        )
+        _invalid(part, f"has no argument {str(name)[:40]!r}", f"it has: {', '.join(declared) or 'none'}")
         for name in given
         if name not in declared
     ]
@@ -125,17 +120,11 @@ def argument_lines(operation: Operation, given: Mapping[str, object]) -> tuple[L
             value = argument.default
         if value is None:
             if argument.required:
-                faults.append(
-                    _invalid(part, f"argument {name!r} is missing", argument.help or None)
-                )
+                faults.append(_invalid(part, f"argument {name!r} is missing", argument.help or None))
             continue
         fitting = _fitting(argument, value)
         if fitting is None:
-            faults.append(
-                _invalid(
-                    part, f"argument {name!r} is not of type {argument.type}: {str(value)[:80]!r}"
-                )
-            )
+            faults.append(_invalid(part, f"argument {name!r} is not of type {argument.type}: {str(value)[:80]!r}"))
         elif argument.enum and fitting not in argument.enum:
             faults.append(
                 _invalid(
@@ -189,9 +178,7 @@ def _fitting(argument: Argument, value: object) -> Value | None:
     if isinstance(value, bool):
         return None
     number = _number(value) if isinstance(value, str) else value
-    if not isinstance(number, int | float) or (
-        isinstance(number, float) and not math.isfinite(number)
-    ):
+    if not isinstance(number, int | float) or (isinstance(number, float) and not math.isfinite(number)):
         return None
     if argument.type == "number":
         return number

@@ -1,4 +1,7 @@
-"""A component's side of its replica segment in Python: client.h as a class. Imports little: every component starts with it."""
+"""A component's side of its replica segment in Python: client.h as a class.
+
+Imports little: every component in Python starts with it.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,7 @@ class ReplicaClient:
     Memory views that it gives stay mapped until the process ends, whatever happens to the packets in them.
     """
 
-    def __init__(
-        self, replica: int, state: int, pool: int, doorbell: int, worker: int, agent: int
-    ) -> None:
+    def __init__(self, replica: int, state: int, pool: int, doorbell: int, worker: int, agent: int) -> None:
         """Map what the descriptors offer (-1: none, for pool and agent). Raises CovenError (platform.internal)."""
         why = ffi.new("char[256]")
         client = lib.coven_client_open(replica, state, pool, doorbell, worker, agent, why, len(why))

@@ -72,9 +72,7 @@ def test_async_answers_find_their_questions(peer: Callable[[Reply], Peer], reply
 
     async def run() -> None:
         names = [str(i) for i in range(40)]
-        answers = await asyncio.gather(
-            *(client.ask("get", name, [("argument", "x", "y" * 9000)]) for name in names)
-        )
+        answers = await asyncio.gather(*(client.ask("get", name, [("argument", "x", "y" * 9000)]) for name in names))
         assert [lines[0][2] for lines in answers] == names
 
     asyncio.run(run())
@@ -117,13 +115,9 @@ def test_async_late_answer_does_not_confuse(peer: Callable[[Reply], Peer]) -> No
     ("code", "expected"),
     [("unknown-name", "component.operation-unknown"), ("failed", "component.operation-failed"), ("bad-code", "component.bad-code")],
 )  # fmt: skip
-def test_error_answers_become_errors(
-    peer: Callable[[Reply], Peer], code: str, expected: str
-) -> None:
+def test_error_answers_become_errors(peer: Callable[[Reply], Peer], code: str, expected: str) -> None:
     one = peer(
-        lambda sock, request: (
-            sock.send(encode_answer(Answer(request.id, code=code, message="why not"))) and None
-        )
+        lambda sock, request: sock.send(encode_answer(Answer(request.id, code=code, message="why not"))) and None
     )
     with pytest.raises(CovenError, match="why not") as caught:
         AgentClient(one.near, "component x").ask("call", "y")
@@ -176,9 +170,7 @@ def test_component_that_does_not_read_cannot_block_the_asker() -> None:
                 *(asker.ask("get", "x" * 60000, timeout=0.05) for _ in range(20)),
                 return_exceptions=True,
             )
-            assert {error.code for error in outcomes if isinstance(error, CovenError)} == {
-                "component.not-answering"
-            }
+            assert {error.code for error in outcomes if isinstance(error, CovenError)} == {"component.not-answering"}
 
         asyncio.run(run())
 

@@ -22,25 +22,19 @@ from coven.agents.protocol import (
 )
 from coven.errors import CovenError
 
-FIELD = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=30) | st.text(
-    "\\tn\t\n", max_size=9
-)
+FIELD = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=30) | st.text("\\tn\t\n", max_size=9)
 LINES = st.lists(st.lists(FIELD, min_size=1, max_size=5).map(tuple), max_size=6).map(tuple)
 ID = st.integers(0, MAX_ID)
 
 
 @given(ID, FIELD.filter(bool), FIELD, LINES)
-def test_request_round_trip(
-    number: int, verb: str, name: str, lines: tuple[tuple[str, ...], ...]
-) -> None:
+def test_request_round_trip(number: int, verb: str, name: str, lines: tuple[tuple[str, ...], ...]) -> None:
     request = Request(number, verb, name, lines)
     assert decode_request(encode_request(request)) == request
 
 
 @given(ID, LINES, st.none() | st.sampled_from(ERROR_CODES), FIELD)
-def test_answer_round_trip(
-    number: int, lines: tuple[tuple[str, ...], ...], code: str | None, message: str
-) -> None:
+def test_answer_round_trip(number: int, lines: tuple[tuple[str, ...], ...], code: str | None, message: str) -> None:
     answer = Answer(number, lines) if code is None else Answer(number, code=code, message=message)
     assert decode_answer(encode_answer(answer)) == answer
 
@@ -72,9 +66,7 @@ def test_malformed_answer_is_refused(data: bytes) -> None:
     assert caught.value.code == "component.answer-malformed"
 
 
-@pytest.mark.parametrize(
-    "data", [b"1\tget\n", b"1\t\t\n", b"1\tget\ta\tb\n", b"get\t\n", b"1\tget\tx\\q\n"]
-)
+@pytest.mark.parametrize("data", [b"1\tget\n", b"1\t\t\n", b"1\tget\ta\tb\n", b"get\t\n", b"1\tget\tx\\q\n"])
 def test_malformed_request_is_refused(data: bytes) -> None:
     with pytest.raises(CovenError) as caught:
         decode_request(data)

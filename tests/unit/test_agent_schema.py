@@ -43,16 +43,10 @@ def test_declarations_survive_the_wire() -> None:
         }
         for a in OPERATION.arguments
     ]
-    declared = read_declarations(
-        declaration_lines(metrics, [{"name": "add", "help": "adds", "arguments": arguments}])
-    )
+    declared = read_declarations(declaration_lines(metrics, [{"name": "add", "help": "adds", "arguments": arguments}]))
     assert declared.metrics == (Metric("seen", "counter", "packets", "looked\tat"),)
-    assert [a.name for a in declared.operations[0].arguments] == [
-        a.name for a in OPERATION.arguments
-    ]
-    assert [a.default for a in declared.operations[0].arguments] == [
-        a.default for a in OPERATION.arguments
-    ]
+    assert [a.name for a in declared.operations[0].arguments] == [a.name for a in OPERATION.arguments]
+    assert [a.default for a in declared.operations[0].arguments] == [a.default for a in OPERATION.arguments]
 
 
 @pytest.mark.parametrize(

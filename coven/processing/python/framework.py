@@ -59,9 +59,7 @@ class PythonFramework:
 
     def fused(self, source: Source, artifact: Path | None) -> Path:
         """Not possible: Python does not run inside the worker."""
-        raise CovenError(
-            "platform.internal", "components in Python cannot be fused", where=Where(part=source.where)
-        )
+        raise CovenError("platform.internal", "components in Python cannot be fused", where=Where(part=source.where))
 
 
 def _faults(source: Source, paths: list[Path]) -> list[CovenError]:

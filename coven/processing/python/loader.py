@@ -19,7 +19,8 @@ from coven.component import Component
 from coven.errors import CovenError, Where
 from coven.model import Argument
 
-_KNOWN = {"component": 2, "instance": 2, "replica": 2, "entry": 2, "option": 3, "metric": 5, "operation": 3, "argument": 7}
+_FIELDS = {"component": 2, "instance": 2, "replica": 2, "entry": 2, "option": 3, "metric": 5, "operation": 3}
+_FIELDS["argument"] = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def read_start(lines: tuple[Line, ...]) -> Start:
     options: dict[str, Any] = {}
     operations: dict[str, dict[str, Argument]] = {}
     for line in lines:
-        if _KNOWN.get(line[0]) != len(line):
+        if _FIELDS.get(line[0]) != len(line):
             raise CovenError("request.malformed", f"unexpected line in start: {line[0][:40]!r}")
         if line[0] == "option":
             try:
@@ -73,7 +74,7 @@ def load(start: Start) -> Component:
     """Run the entry file and make its component. Raises CovenError (component.bad-code), or what the file raises."""
     folder, file_name = os.path.split(start.entry)
     try:
-        with open(start.entry, "rb") as file:
+        with open(start.entry, "rb") as file:  # noqa: PTH123
             code = compile(file.read(), start.entry, "exec")
     except OSError as error:
         text = f"{file_name} cannot be read: {error.strerror}"
@@ -85,7 +86,10 @@ def load(start: Start) -> Component:
 
 
 def find_class(code: CodeType, module_name: str, file_name: str) -> type[Component]:
-    """Run a component's file and give its class. Raises CovenError (component.bad-code) unless there is exactly one."""
+    """Run a component's file and give its class.
+
+    Raises CovenError (component.bad-code) unless there is exactly one, or whatever the file raises.
+    """
     module = ModuleType(module_name)
     module.__file__ = code.co_filename
     sys.modules[module_name] = module
@@ -98,7 +102,8 @@ def find_class(code: CodeType, module_name: str, file_name: str) -> type[Compone
     if len(classes) != 1:
         found = f"{len(classes)}: {', '.join(c.__name__ for c in classes)}" if classes else "none"
         raise CovenError(
-            "component.bad-code", f"{file_name}: exactly one subclass of coven.component.Component is needed, there is {found}"
+            "component.bad-code",
+            f"{file_name}: exactly one subclass of coven.component.Component is needed, there is {found}",
         )
     (component,) = classes
     if not overrides(component, "process_burst") and not overrides(component, "process_packet"):
@@ -108,9 +113,7 @@ def find_class(code: CodeType, module_name: str, file_name: str) -> type[Compone
     return component
 
 
-def operations(
-    start: Start, component: Component
-) -> dict[str, tuple[Mapping[str, Argument], Callable[..., object]]]:
+def operations(start: Start, component: Component) -> dict[str, tuple[Mapping[str, Argument], Callable[..., object]]]:
     """Pair declared operations with methods. Raises CovenError (component.bad-code) when they differ."""
     methods: dict[str, FunctionType] = {}
     for class_ in reversed(type(component).__mro__):
@@ -140,7 +143,9 @@ def _signature_faults(name: str, method: FunctionType, declared: Mapping[str, Ar
     wanted = {argument.replace("-", "_"): argument for argument in declared}
     place = f"{_place(method)}: operation {name!r}"
     faults = [f"{place} has no parameter for argument {wanted[p]!r}" for p in wanted if p not in parameters]
-    faults += [f"{place} has a parameter {p!r} that is not declared" for p in sorted(parameters - optional - set(wanted))]
+    faults += [
+        f"{place} has a parameter {p!r} that is not declared" for p in sorted(parameters - optional - set(wanted))
+    ]
     faults += [
         f"{place}: argument {a!r} may be missing, but parameter {p!r} has no default"
         for p, a in wanted.items()
@@ -162,12 +167,12 @@ def describe(error: BaseException) -> str:
     text = traceback.format_exception_only(error)[-1].strip()
     if isinstance(error, SyntaxError) and error.filename:
         column = f":{error.offset}" if error.offset else ""
-        return f"{os.path.basename(error.filename)}:{error.lineno}{column}: {text}"
+        return f"{_file_name(error.filename)}:{error.lineno}{column}: {text}"
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if _is_components(frame.filename)]
     if not own:
         return text
-    return f"{os.path.basename(own[-1].filename)}:{own[-1].lineno}: {text}"
+    return f"{_file_name(own[-1].filename)}:{own[-1].lineno}: {text}"
 
 
 def print_traceback() -> None:
@@ -182,5 +187,9 @@ def _is_components(filename: str) -> bool:
     return filename.startswith(f"{folder}/") and "site-packages" not in filename[len(folder) :]
 
 
+def _file_name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
 def _place(method: FunctionType) -> Where:
-    return Where(file=os.path.basename(method.__code__.co_filename), line=method.__code__.co_firstlineno)
+    return Where(file=_file_name(method.__code__.co_filename), line=method.__code__.co_firstlineno)

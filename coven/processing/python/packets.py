@@ -1,7 +1,8 @@
 """Bursts and packets as a component in Python sees them: views of shared memory, made once and used again.
 
-Nothing is copied and, unless a component looks at packets one by one, nothing is made for each packet. Every access is a bounds-checked
-view of memory that stays mapped until the process ends: a view kept too long shows other packets' bytes, never more.
+Nothing is copied and, unless a component looks at packets one by one, nothing is made for each packet. Every access
+is a bounds-checked view of memory that stays mapped until the process ends: a view kept too long shows other packets'
+bytes, never more.
 """
 
 from __future__ import annotations
@@ -165,7 +166,8 @@ class _Metadata:
         """
         at = self._i * (_META // 2)
         offset, length = self._lines.halves[at + _OFFSET] + front, self.length - front + back
-        if offset < 0 or front > self.length or not 1 <= length <= 0xFFFF or offset + length > self._client.buffer_bytes:
+        fits = offset >= 0 and offset + length <= self._client.buffer_bytes
+        if not fits or front > self.length or not 1 <= length <= 0xFFFF:
             raise ValueError(f"no room to move the packet's ends by {front} and {back}")
         self._lines.halves[at + _OFFSET] = offset
         self._lines.halves[at + _LENGTH] = length
@@ -176,7 +178,10 @@ class _Metadata:
         self.data[:] = content
 
     def scapy(self) -> Any:
-        """Give a copy of the packet as scapy's Ether; `replace(bytes(...))` puts it back. Slow: off the fast path only."""
+        """Give a copy of the packet as scapy's Ether; `replace(bytes(...))` puts it back.
+
+        Slow, and slower at the first time, when scapy is imported: off the fast path only.
+        """
         from scapy.layers import inet, inet6, l2  # noqa: F401 - inet and inet6 tell l2 what follows it
 
         return l2.Ether(bytes(self.data))
@@ -400,9 +405,7 @@ class Burst:
             self._run_mixed(kinds, process, ending)
         self._first = self._end = 0
 
-    def _run_mixed(
-        self, kinds: bytes, process: Callable[[Burst], None], ending: Callable[[int], None]
-    ) -> None:
+    def _run_mixed(self, kinds: bytes, process: Callable[[Burst], None], ending: Callable[[int], None]) -> None:
         """Call `process` for each stretch of packets between entries that are something else."""
         self._first = 0
         for i, kind in enumerate((*kinds, None)):

@@ -1,11 +1,12 @@
-"""The process of a component in Python: `python -I -B -m coven.processing.python.runtime`.
+"""The process of a component in Python; `framework.py` says how it is started.
 
-Follows the launch contract (docs/internals.md, section 4): waits for `start` on its agent descriptor, loads the component, answers, and then
-moves bursts until `stop`. Imports little, because the time to the first packet counts.
+Follows the launch contract (docs/internals.md, section 4): waits for `start` on its agent descriptor, loads the
+component, answers, and then moves bursts until `stop`. Imports little, because the time to the first packet counts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -72,10 +73,8 @@ def send(answer: protocol.Answer) -> None:
         data = protocol.encode_answer(
             protocol.Answer(answer.id, code="failed", message=f"the answer cannot be sent: {error.message}")
         )
-    try:
+    with contextlib.suppress(BrokenPipeError):
         os.write(FD_AGENT, data)
-    except BrokenPipeError:
-        pass
 
 
 def end(status: int) -> NoReturn:
@@ -167,7 +166,3 @@ def _is_open(fd: int) -> bool:
     except OSError:
         return False
     return True
-
-
-if __name__ == "__main__":
-    main()
