@@ -53,10 +53,11 @@ bool coven_ring_sleep(struct coven_ring_side *side);
 void coven_ring_awake(struct coven_ring_side *side);
 
 uint64_t coven_ledger_bytes(const struct coven_plan *plan);
+int64_t coven_capture_check(int fd, char *why, size_t why_bytes);
 """
 
 # Headers that FUNCTIONS are declared in besides the ones below.
-INCLUDES: list[str] = ["ring.h", "ledger.h"]
+INCLUDES: list[str] = ["ring.h", "ledger.h", "capture.h"]
 
 # Headers without inline functions whose whole content Python may use, declared from their own text.
 FUNCTION_HEADERS: list[str] = ["control.h", "state.h", "client.h", "flow.h"]

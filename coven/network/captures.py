@@ -8,7 +8,7 @@ import struct
 import time
 from pathlib import Path
 
-from coven.dataplane._core import ffi, lib
+from coven.dataplane.core import ffi, lib
 from coven.errors import CovenError, Where
 
 WHY_BYTES = 200
@@ -22,7 +22,7 @@ def open_input(path: Path, where: Where) -> int:
     fd = _open(path, os.O_RDONLY, where)
     try:
         why = ffi.new("char[]", WHY_BYTES)
-        if lib.coven_pcap_check(fd, why, WHY_BYTES) != 0:
+        if lib.coven_capture_check(fd, why, WHY_BYTES) < 0:
             message = bytes(ffi.string(why)).decode("utf-8", "replace")
             raise _bad(path, message, where, "record Ethernet frames with: tcpdump -i eth0 -w FILE")
         mark_opening(fd)
@@ -39,17 +39,17 @@ def open_output(path: Path, input_fd: int, where: Where, *, nanosecond: bool = F
     try:
         one, other = os.fstat(fd), os.fstat(input_fd)
         if (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino):
-            raise _bad(path, "is also the input", where, "write to another file")
+            raise _bad(path, "the output file is also the input", where, "write to another file")
         head = os.pread(fd, 4, 0)
         if head and not any(head in (struct.pack("<I", magic), struct.pack(">I", magic)) for magic in MAGICS):
-            raise _bad(path, "exists and is no capture file", where, "name another file; this one is left as it is")
+            raise _bad(path, "the file exists and is no capture", where, "name another file; this one is left as it is")
         os.ftruncate(fd, 0)
         magic = 0xA1B23C4D if nanosecond else 0xA1B2C3D4
         os.pwrite(fd, struct.pack("=IHHiIII", magic, 2, 4, 0, 0, SNAPLEN, LINKTYPE_ETHERNET), 0)
         mark_opening(fd)
     except OSError as error:
         os.close(fd)
-        raise _bad(path, f"cannot be written: {error.strerror}", where, None) from error
+        raise _bad(path, f"the file cannot be written: {error.strerror}", where, None) from error
     except BaseException:
         os.close(fd)
         raise
@@ -67,14 +67,14 @@ def _open(path: Path, flags: int, where: Where) -> int:
     try:
         fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     except OSError as error:
-        raise _bad(path, f"cannot be opened: {error.strerror}", where, None) from error
+        raise _bad(path, f"the file cannot be opened: {error.strerror}", where, None) from error
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise _bad(path, "is not a regular file", where, None)
+        raise _bad(path, "this is not a regular file", where, None)
     return fd
 
 
 def _bad(path: Path, message: str, where: Where, hint: str | None) -> CovenError:
     return CovenError(
-        "port.bad-file", f"{path}: {message}", hint=hint, where=Where(file=str(path), part=where.part)
+        "port.bad-file", message, hint=hint, where=Where(file=str(path), part=where.part)
     )

@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* NIC tool gen: makes UDP packets by itself and swallows what is sent to it.
+ *
+ * Packet n of a port is always the same: Ethernet, IPv4 from 198.18.0.0/16 to 198.19.0.1 (RFC 2544, C.2.2), UDP
+ * to port 9, "COVENGEN", n in 8 bytes, zeros. position.rx[0] is n, so a crash neither repeats nor skips one. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "parse.h"
+#include "port_rx.h"
+
+#define HEADER_BYTES 42u /* Ethernet, IPv4, UDP */
+#define MIN_BYTES 60u
+#define SOURCE 0xc6120001u /* 198.18.0.1 */
+#define TARGET 0xc6130001u /* 198.19.0.1 */
+#define FLOW_PORTS 16384u  /* flows that differ by port before they differ by address */
+#define FIRST_PORT 1024u
+#define TARGET_PORT 9u
+
+/* Simple IMIX, 7 : 4 : 1, frame lengths without FCS, mixed so that any twelve in a row have it. */
+static const uint16_t imix[12] = {60, 590, 60, 60, 590, 60, 1514, 60, 590, 60, 60, 590};
+
+struct gen {
+    uint64_t identity; /* of the opening, see port_pcap.c */
+    uint64_t base_ns;  /* CLOCK_MONOTONIC at which packet number `base` was due */
+    uint64_t base;
+    uint8_t template[HEADER_BYTES + 8];
+};
+
+static uint64_t monotonic_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static uint64_t made(const struct coven_port *port)
+{
+    const struct gen *self = port->state;
+
+    return port->position->rx[1] == self->identity ? port->position->rx[0] : 0;
+}
+
+static int attach(struct coven_port *port, char *why, size_t why_bytes)
+{
+    static const uint8_t head[] = {
+        2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0,       /* Ethernet: locally administered addresses */
+        0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0,     /* IPv4: don't fragment, TTL 64, UDP */
+        0, 0, 0, 0, 0, 0, 0, 0,                         /* addresses */
+        0, 0, 0, TARGET_PORT, 0, 0, 0, 0,               /* UDP */
+        'C', 'O', 'V', 'E', 'N', 'G', 'E', 'N',
+    };
+    struct gen *self;
+
+    if (port->plan->gen_bytes != 0 && (port->plan->gen_bytes < MIN_BYTES || port->plan->gen_bytes > UINT16_MAX)) {
+        snprintf(why, why_bytes, "packets of %u bytes cannot be made, %u to 65535 can", port->plan->gen_bytes,
+                 MIN_BYTES);
+        return -EINVAL;
+    }
+    self = calloc(1, sizeof(*self));
+    if (!self)
+        return -ENOMEM;
+    _Static_assert(sizeof(head) == sizeof(self->template), "headers and the mark");
+    memcpy(self->template, head, sizeof(head));
+    coven_store_be32(self->template + 30, TARGET);
+    self->identity = (uint64_t)lseek(port->rx_fd, 0, SEEK_CUR);
+    port->state = self;
+    self->base = made(port);
+    return 0;
+}
+
+static void detach(struct coven_port *port)
+{
+    free(port->state);
+    port->state = NULL;
+}
+
+/* Packets that may be made by now at most, counted from the first. */
+static uint64_t allowed(struct coven_port *port)
+{
+    struct gen *self = port->state;
+    uint64_t rate = port->plan->gen_rate, elapsed;
+
+    if (rate == 0)
+        return port->plan->gen_packets;
+    if (self->base_ns == 0)
+        self->base_ns = monotonic_ns();
+    elapsed = monotonic_ns() - self->base_ns;
+    elapsed = self->base + 1 + (uint64_t)((unsigned __int128)elapsed * rate / 1000000000u);
+    return elapsed < port->plan->gen_packets ? elapsed : port->plan->gen_packets;
+}
+
+static void write_packet(const struct gen *self, const struct coven_plan_port *plan, uint64_t n, uint32_t bytes,
+                         uint8_t *out)
+{
+    uint32_t flow = (uint32_t)(n % (plan->gen_flows ? plan->gen_flows : 1));
+    uint8_t *ip = out + COVEN_ETH_BYTES, *udp = ip + 20;
+    uint8_t pseudo[4] = {0, COVEN_PROTO_UDP, 0, 0};
+    uint16_t sum;
+
+    memset(out, 0, bytes);
+    memcpy(out, self->template, sizeof(self->template));
+    coven_store_be32(out + sizeof(self->template), (uint32_t)(n >> 32));
+    coven_store_be32(out + sizeof(self->template) + 4, (uint32_t)n);
+    coven_store_be16(ip + 2, bytes - COVEN_ETH_BYTES);
+    coven_store_be32(ip + 12, SOURCE + flow / FLOW_PORTS);
+    coven_store_be16(udp, FIRST_PORT + flow % FLOW_PORTS);
+    coven_store_be16(udp + 4, bytes - COVEN_ETH_BYTES - 20);
+    sum = (uint16_t)~coven_csum_fold(coven_csum_add(0, ip, 20));
+    memcpy(ip + 10, &sum, 2);
+    memcpy(pseudo + 2, udp + 4, 2);
+    /* Zeros add nothing: the headers and 16 bytes of payload are the whole sum. */
+    sum = (uint16_t)~coven_csum_fold(coven_csum_add(coven_csum_add(0, pseudo, 4), ip + 12, 8 + 8 + 16));
+    if (sum == 0)
+        sum = 0xffff;
+    memcpy(udp + 6, &sum, 2);
+}
+
+static void rx_burst(struct coven_port *port, struct coven_rx *rx)
+{
+    const struct gen *self = port->state;
+    uint64_t n = made(port), end;
+
+    coven_rx_begin(rx, port->position);
+    end = n < port->plan->gen_packets ? allowed(port) : n;
+    while (n < end && rx->frames < rx->n_handles) {
+        uint32_t bytes = port->plan->gen_bytes ? port->plan->gen_bytes : imix[n % 12];
+
+        rx->frames++;
+        rx->bytes += bytes;
+        if (bytes > coven_rx_room(rx))
+            coven_rx_drop(rx, COVEN_DROP_OVERSIZE, 1);
+        else
+            write_packet(self, port->plan, n, bytes, coven_rx_take(rx, bytes, rx->now_ns));
+        n++;
+    }
+    rx->position[0] = n;
+    rx->position[1] = self->identity;
+}
+
+static void rx_release(struct coven_port *port)
+{
+    (void)port;
+}
+
+static bool rx_done(struct coven_port *port)
+{
+    return made(port) >= port->plan->gen_packets;
+}
+
+static int wait_fd(struct coven_port *port, uint64_t *due_ns)
+{
+    const struct gen *self = port->state;
+    uint64_t n = made(port);
+
+    if (n >= port->plan->gen_packets)
+        *due_ns = UINT64_MAX;
+    else if (port->plan->gen_rate == 0 || self->base_ns == 0)
+        *due_ns = 0;
+    else
+        *due_ns = self->base_ns +
+                  (uint64_t)((unsigned __int128)(n - self->base) * 1000000000u / port->plan->gen_rate);
+    return -1;
+}
+
+static uint64_t rx_missed(struct coven_port *port)
+{
+    (void)port;
+    return 0;
+}
+
+static void tx_burst(struct coven_port *port, const struct coven_tx_packet *pkts, uint16_t n, uint8_t *results,
+                     uint64_t tx[2])
+{
+    (void)pkts;
+    memset(results, COVEN_TX_SENT, n);
+    tx[0] = port->position->tx[0];
+    tx[1] = port->position->tx[1];
+}
+
+/* Nothing is outside: a swallowed packet is gone either way. */
+static bool tx_undo(struct coven_port *port)
+{
+    (void)port;
+    return true;
+}
+
+const struct coven_port_ops coven_port_gen = {
+    .name = "gen",
+    .attach = attach,
+    .detach = detach,
+    .rx_burst = rx_burst,
+    .rx_release = rx_release,
+    .tx_burst = tx_burst,
+    .tx_undo = tx_undo,
+    .wait = wait_fd,
+    .rx_missed = rx_missed,
+    .rx_done = rx_done,
+};

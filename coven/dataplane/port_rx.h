@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the NIC tools share: filling a receive burst, and refusing packets that no wire can carry. */
+#ifndef COVEN_PORT_RX_H
+#define COVEN_PORT_RX_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "drop_reasons.h"
+#include "offload.h"
+#include "port.h"
+
+/* Forget the last burst: everything that the port sets is empty, the position as it is booked. */
+void coven_rx_begin(struct coven_rx *rx, const struct coven_port_position *position);
+
+/* Count n frames (or segments) that do not get into a buffer. */
+void coven_rx_drop(struct coven_rx *rx, uint16_t reason, uint16_t n);
+
+/* Bytes that a packet may have. */
+static inline uint32_t coven_rx_room(const struct coven_rx *rx)
+{
+    return rx->buffer_bytes > rx->headroom ? rx->buffer_bytes - rx->headroom : 0;
+}
+
+/* The next buffer, for a packet of `length` bytes (at most coven_rx_room()): the caller writes it. */
+uint8_t *coven_rx_take(struct coven_rx *rx, uint32_t length, uint64_t timestamp_ns);
+
+/* Put what a frame becomes into buffers, from *segment on, and count it. Returns true when the frame is done
+ * (also dropped), false when the buffers ran out: *segment is then where to go on in another burst. */
+bool coven_rx_frame(struct coven_rx *rx, const struct coven_frame *frame, uint64_t timestamp_ns,
+                    uint32_t *segment);
+
+/* Drop reason of a packet that must not be sent on a wire, or COVEN_TX_SENT if it may. */
+static inline uint8_t coven_tx_refused(const struct coven_tx_packet *pkt)
+{
+    return pkt->cut ? (uint8_t)COVEN_DROP_TRUNCATED : (uint8_t)COVEN_TX_SENT;
+}
+
+/* Drop reason for an errno of sending. */
+uint8_t coven_tx_reason(int error);
+
+/* True for the descriptor that stands for a direction the port does not have. */
+bool coven_port_is_nothing(int fd);
+
+#endif
