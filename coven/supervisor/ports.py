@@ -1,0 +1,168 @@
+"""Ports of an instance: opened through the NIC tools, kept by the keeper, put back as they were."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coven.errors import CovenError, Where
+from coven.supervisor.context import Context
+
+if TYPE_CHECKING:
+    from coven.forwarder.instance_plan import PortPlan
+    from coven.network import LinkWatcher
+
+
+class PortSet:
+    """The ports of one instance by name, in the plan's order."""
+
+    def __init__(self, context: Context, instance: str, plans: tuple[PortPlan, ...]) -> None:
+        """Nothing is open yet."""
+        self._context, self._instance, self._plans = context, instance, plans
+        self._opened: dict[str, dict[str, Any]] = {}  # OpenedPort.to_json() of open ones
+        self.states = dict.fromkeys((plan.name for plan in plans), "closed")
+
+    def fds_name(self, port: str) -> str:
+        """Name of a port's descriptors in the keeper."""
+        return f"{self._instance}/port.{port}"
+
+    async def open(self, plan: PortPlan) -> None:
+        """Open one port. Raises CovenError `port.*`, `platform.no-privilege`."""
+        from coven.network import tool_of
+
+        self._check_files(plan)
+        document = self._json(plan)
+        taken = self._context.interfaces
+        if plan.interface is not None and plan.interface in taken:
+            raise CovenError(
+                "port.in-use",
+                f"{plan.interface} is already {taken[plan.interface]}",
+                hint="bind another interface, or terminate what has it",
+                where=Where(part=f"port {plan.name}"),
+            )
+        if plan.interface is not None:
+            taken[plan.interface] = f"{self._instance} port {plan.name}"
+        try:
+            opened = await asyncio.to_thread(tool_of(document).open, document, taken=set(taken) - {plan.interface})
+        except BaseException:
+            self._release(plan)
+            raise
+        # What must be put back is on disk before anybody can die with it unsaid.
+        self._opened[plan.name] = opened.to_json()
+        self._context.save()
+        self._context.keeper.put(self.fds_name(plan.name), [os.dup(fd) for fd in opened.fds])
+        for fd in opened.fds:
+            os.close(fd)
+        self.states[plan.name] = "up"
+        self._context.emit("port-up", self._instance, f"port {plan.name}", note=opened.note)
+
+    async def close(self, plan: PortPlan) -> None:
+        """Close one port. No harm if it is not open."""
+        document = self._opened.get(plan.name)
+        self._context.keeper.drop(self.fds_name(plan.name))
+        if document is not None:
+            from coven.network import adopt
+
+            nothing = [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(2)]
+            await asyncio.to_thread(adopt(document, nothing).close)
+            del self._opened[plan.name]
+        self._release(plan)
+        self.states[plan.name] = "closed"
+        self._context.save()
+
+    def descriptors(self) -> list[tuple[int, tuple[int, ...]]]:
+        """Give index and descriptors of each port."""
+        return [(i, self._context.keeper.get(self.fds_name(plan.name))) for i, plan in enumerate(self._plans)]
+
+    def plan_fields(self) -> dict[int, dict[str, int]]:
+        """Give what opening found out, for the plan segment: port index -> fields of coven_plan_port."""
+        return {
+            i: self._opened[plan.name]["plan_fields"] for i, plan in enumerate(self._plans) if plan.name in self._opened
+        }
+
+    def link_changed(self, interface: str, state: str) -> bool:
+        """Note a change of an interface; True when it is one of ours."""
+        for plan in self._plans:
+            if plan.interface == interface and self.states[plan.name] != "closed":
+                new = "up" if state == "up" else "down"
+                if self.states[plan.name] != new:
+                    self.states[plan.name] = new
+                    self._context.emit(f"port-{new}", self._instance, f"port {plan.name}", interface=interface)
+                return True
+        return False
+
+    def problems(self) -> list[str]:
+        """Say which ports are down."""
+        return [f"port {name}: the interface is down" for name, state in self.states.items() if state == "down"]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Give the ports as the protocol shows them."""
+        return [
+            {"name": plan.name, "tool": plan.tool, "interface": plan.interface, "state": self.states[plan.name]}
+            for plan in self._plans
+        ]
+
+    def remember(self) -> dict[str, Any]:
+        """Give what a successor needs."""
+        return dict(self._opened)
+
+    def recall(self, document: dict[str, Any]) -> None:
+        """Take over what a predecessor left open."""
+        for plan in self._plans:
+            if plan.name in document:
+                self._opened[plan.name] = document[plan.name]
+                self.states[plan.name] = "up"
+                if plan.interface is not None:
+                    self._context.interfaces[plan.interface] = f"{self._instance} port {plan.name}"
+
+    def _release(self, plan: PortPlan) -> None:
+        owner = f"{self._instance} port {plan.name}"
+        if plan.interface is not None and self._context.interfaces.get(plan.interface) == owner:
+            del self._context.interfaces[plan.interface]
+
+    def _json(self, plan: PortPlan) -> dict[str, Any]:
+        return {"name": plan.name, "tool": plan.tool, "interface": plan.interface, "options": dict(plan.options), "mtu": plan.mtu}
+
+    def _check_files(self, plan: PortPlan) -> None:
+        """As root, only files in the folders that the operator named: the agent that asks is not root."""
+        settings = self._context.settings
+        if not settings.privileged or plan.tool != "pcap":
+            return
+        for key in ("in", "out"):
+            name = plan.options.get(key)
+            if name is None:
+                continue
+            folder = Path(str(name)).parent.resolve()
+            if not any(folder.is_relative_to(allowed.resolve()) for allowed in settings.files):
+                raise CovenError(
+                    "port.bad-file",
+                    f"{name}: COVEN was not allowed to use capture files in {folder}",
+                    hint=f"start it with --files {folder}",
+                    where=Where(file=str(name), part=f"port {plan.name}"),
+                )
+
+
+class LinkWatch:
+    """Watches the interfaces of all instances; made when the first one is opened."""
+
+    def __init__(self, context: Context) -> None:
+        """Watch nothing yet."""
+        self._context = context
+        self._watcher: LinkWatcher | None = None
+
+    def watch(self, interface: str, tell: Any) -> None:
+        """Watch an interface; `tell(interface, state)` is called for each change of any."""
+        if self._watcher is None:
+            from coven.network import LinkWatcher
+
+            self._watcher = watcher = LinkWatcher()
+            loop = asyncio.get_running_loop()
+            loop.add_reader(watcher.fileno(), lambda: [tell(e.interface, e.state) for e in watcher.read()])
+        self._watcher.watch(interface)
+
+    def unwatch(self, interface: str) -> None:
+        """Forget an interface."""
+        if self._watcher is not None:
+            self._watcher.unwatch(interface)
