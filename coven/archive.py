@@ -7,6 +7,7 @@ package.py.
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 import struct
@@ -113,7 +114,7 @@ def read_directory(file: BinaryIO, length: int, bounds: Bounds) -> list[Entry]:
         _check_unique(entry.name, is_folder, names, own)
         spans.append((*_span(file, entry, offset), entry.name))
         if is_folder:
-            if entry.size or entry.packed:
+            if entry.size or entry.packed > 2:  # some tools deflate the nothing of a folder to two bytes
                 bad("the entry of a folder has content", name=entry.name)
             continue
         total += entry.size
@@ -122,7 +123,7 @@ def read_directory(file: BinaryIO, length: int, bounds: Bounds) -> list[Entry]:
     if position != size:
         bad("the archive's directory is longer than its entries")
     spans.sort()
-    for (_, end, name), (begin, _, _) in zip(spans, spans[1:], strict=False):
+    for (_, end, name), (begin, _, _) in itertools.pairwise(spans):
         if end > begin:
             bad("two entries of the archive lie over each other", name=name)
     return entries

@@ -182,9 +182,7 @@ def _components(
     return components
 
 
-def _type(
-    document: Document, read: ReadFile, name: str, source: str, faults: list[CovenError]
-) -> ComponentType | None:
+def _type(document: Document, read: ReadFile, name: str, source: str, faults: list[CovenError]) -> ComponentType | None:
     """Read a component's type; None after a fault."""
     file = f"{source}/{COMPONENT_FILE}"
     try:

@@ -60,7 +60,7 @@ def check(folder: Path, names: Iterable[str]) -> str:
     present = set(names)
     if MANIFEST not in present:
         raise CovenError("package.missing-file", f"the package has no {MANIFEST}",
-                         hint="`coven package build FOLDER` makes a complete package", where=Where(MANIFEST))  # fmt: skip
+                         hint="`coven package build FOLDER` makes it", where=Where(MANIFEST))  # fmt: skip
     listed = _read(folder)
     faults = []
     for name in sorted(present - {MANIFEST, SIGNATURE}):

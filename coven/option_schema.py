@@ -197,7 +197,9 @@ def pattern_fault(pattern: str) -> str | None:
         steps = _steps(parsed, within_repeat=False)
     except ValueError as error:
         return str(error)
-    anchored = len(parsed) > 0 and parsed[0][0] is sre.AT and parsed[0][1] in (sre.AT_BEGINNING, sre.AT_BEGINNING_STRING)
+    anchored = (
+        len(parsed) > 0 and parsed[0][0] is sre.AT and parsed[0][1] in (sre.AT_BEGINNING, sre.AT_BEGINNING_STRING)
+    )
     if steps * (1 if anchored else MAX_TEXT) > MAX_STEPS:
         return "the pattern could take too long: fewer repetitions, and ^ at its beginning"
     return None

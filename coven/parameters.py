@@ -105,6 +105,4 @@ def raise_all(faults: list[CovenError], what: str, where: Where | None = None) -
     if len(faults) == 1:
         raise faults[0]
     if faults:
-        raise CovenError(
-            faults[0].code, f"{what} with {len(faults)} faults", where=where, findings=tuple(faults)
-        )
+        raise CovenError(faults[0].code, f"{what} with {len(faults)} faults", where=where, findings=tuple(faults))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -167,7 +168,7 @@ def _connect(path: _Path, chain: list[Step]) -> None:
                        "descriptor.loop")  # fmt: skip
             return
         seen[step.name] = index
-    for step, following in zip(chain, chain[1:], strict=False):
+    for step, following in itertools.pairwise(chain):
         end = (step.name, step.output)
         if end in path.links:
             source = step.name if step.name in path.ports else f"{step.name}.{step.output}"
@@ -263,9 +264,7 @@ def _way_back(path: _Path, description: Mapping[str, object], hops: list[Step]) 
     if description["bidirectional"] == "reverse-order":
         middle = middle[::-1]
     chain = [hops[-1], *middle, hops[0]]
-    links = tuple(
-        Link(step.name, step.output, following.name) for step, following in zip(chain, chain[1:], strict=False)
-    )
+    links = tuple(Link(step.name, step.output, following.name) for step, following in itertools.pairwise(chain))
     return ServicePath(name, hops[-1].name, links)
 
 

@@ -222,10 +222,7 @@ def _flatten(node: _Node, location: Location, document: Document, duplicates: li
     """Give the plain data of a node and note where everything stands. Depth and size are bounded already."""
     document.values[location] = (node.line, node.column)
     if node.is_list:
-        return [
-            _flatten(element, (*location, index), document, duplicates)
-            for index, element in enumerate(node.value)
-        ]
+        return [_flatten(element, (*location, index), document, duplicates) for index, element in enumerate(node.value)]
     if not node.is_mapping:
         if node.plain and isinstance(node.value, str):
             document.plain.add(location)

@@ -155,8 +155,7 @@ def _encode(value: object) -> Any:
         return {"hop": value.hop} if value.hop is not None else {"port": value.port}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            KEYS.get(field.name, field.name): _encode(getattr(value, field.name))
-            for field in dataclasses.fields(value)
+            KEYS.get(field.name, field.name): _encode(getattr(value, field.name)) for field in dataclasses.fields(value)
         }
     if isinstance(value, (Isolation, OnFailure)):
         return value.value

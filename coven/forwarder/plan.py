@@ -226,9 +226,7 @@ def _components(
     return tuple(planned)
 
 
-def _options(
-    component: Component, values: Mapping[str, Any], faults: list[CovenError]
-) -> dict[str, Any]:
+def _options(component: Component, values: Mapping[str, Any], faults: list[CovenError]) -> dict[str, Any]:
     """Give a component's options with parameters put in, checked against its schema."""
     schema = component.type.options or {"type": "object", "additionalProperties": False}
     options = fill_defaults(schema, substitute(dict(component.options or {}), values))
@@ -285,9 +283,7 @@ def _hops(vnf: Vnf) -> tuple[tuple[HopPlan, ...], dict[str, tuple[int, Next]]]:
         firsts[path.ingress] = (number, steps[(path.ingress, 0)])
         for name in ordered:
             outputs = vnf.components[components[name]].type.outputs
-            hops.append(
-                HopPlan(components[name], number, tuple(steps.get((name, n)) for n in range(outputs)))
-            )
+            hops.append(HopPlan(components[name], number, tuple(steps.get((name, n)) for n in range(outputs))))
     if len(hops) > limits.MAX_HOPS:
         raise CovenError("request.invalid", f"the paths have {len(hops)} hops, at most {limits.MAX_HOPS}")
     return tuple(hops), firsts

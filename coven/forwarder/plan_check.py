@@ -96,9 +96,7 @@ def _decode_object(kind: Any, value: object, part: str, depth: int) -> Any:
     for key in fields:
         if key not in value:
             refuse(part, f"has no {key!r}")
-    return kind(**{
-        name: _decode(hints[name], value[key], f"{part}.{key}", depth + 1) for key, name in fields.items()
-    })
+    return kind(**{name: _decode(hints[name], value[key], f"{part}.{key}", depth + 1) for key, name in fields.items()})
 
 
 def _decode_next(value: object, part: str) -> Next:
