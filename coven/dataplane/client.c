@@ -8,12 +8,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "fault.h"
+#include "segment.h"
 #include "state.h"
 
 #define YIELDS 64          /* before sleeping; docs/internals.md section 4 */
@@ -28,12 +26,9 @@ struct held_packet {
 };
 
 struct coven_client {
+    struct coven_segment replica_segment, state_segment, pool_segment;
     struct coven_replica *replica;
-    uint64_t replica_bytes;
     uint8_t *state_base;
-    uint64_t state_bytes;
-    uint8_t *pool;         /* NULL in `copy` */
-    uint64_t pool_bytes;
     struct coven_state_view view;
     uint8_t *memory;       /* buffer 0 */
     /* copied from the replica's header, checked */
@@ -63,39 +58,16 @@ static void say(char *why, size_t why_bytes, const char *what, const char *detai
     snprintf(why, why_bytes, "%s: %s", what, detail);
 }
 
-/* Map a segment of the given kind. NULL with a sentence. */
-static void *map_segment(int fd, uint32_t kind, size_t least, uint64_t *bytes, const char *name, char *why,
-                         size_t why_bytes)
+/* Map a segment; `name` goes before the sentence when it does not work. */
+static int map_segment(struct coven_segment *segment, int fd, uint32_t kind, size_t least, const char *name,
+                       char *why, size_t why_bytes)
 {
-    struct coven_segment_header *header;
-    struct stat status;
-    void *base;
+    char fault[200] = "";
+    int status = coven_segment_map(segment, fd, kind, least, true, fault, sizeof(fault));
 
-    if (fstat(fd, &status) != 0) {
-        say(why, why_bytes, name, strerror(errno));
-        return NULL;
-    }
-    if (status.st_size < (off_t)least) {
-        say(why, why_bytes, name, "the segment is too small");
-        return NULL;
-    }
-    base = mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (base == MAP_FAILED) {
-        say(why, why_bytes, name, strerror(errno));
-        return NULL;
-    }
-    header = base;
-    *bytes = (uint64_t)status.st_size;
-    if (header->magic == COVEN_MAGIC && header->abi_version == COVEN_ABI_VERSION && header->kind == kind &&
-        header->bytes <= *bytes)
-        return base;
-    if (header->magic == COVEN_MAGIC && header->abi_version != COVEN_ABI_VERSION)
-        snprintf(why, why_bytes, "%s: the segment has ABI version %u, this program %u", name,
-                 header->abi_version, COVEN_ABI_VERSION);
-    else
-        say(why, why_bytes, name, "not a segment of this kind");
-    munmap(base, (size_t)status.st_size);
-    return NULL;
+    if (status != 0)
+        say(why, why_bytes, name, fault);
+    return status;
 }
 
 static bool inside(uint64_t offset, uint64_t n, uint64_t each, uint64_t bytes)
@@ -119,14 +91,14 @@ static const char *read_geometry(struct coven_client *client)
         return "the isolation is neither shared nor copy";
     if (header.ring_size == 0 || header.ring_size > MAX_RING || (header.ring_size & (header.ring_size - 1)))
         return "the ring size is no power of two";
-    if (!inside(header.in_meta, header.ring_size, sizeof(struct coven_meta), client->replica_bytes) ||
-        !inside(header.in_ext, header.ring_size, sizeof(struct coven_meta_ext), client->replica_bytes) ||
-        !inside(header.out_meta, header.ring_size, sizeof(struct coven_meta), client->replica_bytes) ||
-        !inside(header.out_ext, header.ring_size, sizeof(struct coven_meta_ext), client->replica_bytes))
+    if (!inside(header.in_meta, header.ring_size, sizeof(struct coven_meta), client->replica_segment.bytes) ||
+        !inside(header.in_ext, header.ring_size, sizeof(struct coven_meta_ext), client->replica_segment.bytes) ||
+        !inside(header.out_meta, header.ring_size, sizeof(struct coven_meta), client->replica_segment.bytes) ||
+        !inside(header.out_ext, header.ring_size, sizeof(struct coven_meta_ext), client->replica_segment.bytes))
         return "a ring lies outside the segment";
-    if (header.isolation == COVEN_SHARED && client->pool == NULL)
+    if (header.isolation == COVEN_SHARED && client->pool_segment.base == NULL)
         return "the replica is shared, but no pool was given";
-    memory_bytes = header.isolation == COVEN_SHARED ? client->pool_bytes : client->replica_bytes;
+    memory_bytes = header.isolation == COVEN_SHARED ? client->pool_segment.bytes : client->replica_segment.bytes;
     if (header.buffer_bytes == 0 || header.buffer_bytes > 65536 ||
         !inside(header.data_offset, header.n_buffers, header.buffer_bytes, memory_bytes))
         return "the packet buffers lie outside the segment";
@@ -143,7 +115,7 @@ static const char *read_geometry(struct coven_client *client)
     client->in_ext = (void *)((uint8_t *)client->replica + header.in_ext);
     client->out_meta = (void *)((uint8_t *)client->replica + header.out_meta);
     client->out_ext = (void *)((uint8_t *)client->replica + header.out_ext);
-    client->memory = (header.isolation == COVEN_SHARED ? client->pool : (uint8_t *)client->replica) +
+    client->memory = (uint8_t *)(header.isolation == COVEN_SHARED ? client->pool_segment.base : client->replica) +
                      header.data_offset;
     client->in_head = header.in.head;
     client->out_next = header.out.tail;
@@ -164,26 +136,22 @@ struct coven_client *coven_client_open(int replica_fd, int state_fd, int pool_fd
     client->doorbell_fd = doorbell_fd;
     client->worker_fd = worker_fd;
     client->agent_fd = agent_fd;
-    client->replica = map_segment(replica_fd, COVEN_SEGMENT_REPLICA, sizeof(struct coven_replica),
-                                  &client->replica_bytes, "replica", why, why_bytes);
-    if (client->replica == NULL)
+    if (map_segment(&client->replica_segment, replica_fd, COVEN_SEGMENT_REPLICA, sizeof(struct coven_replica),
+                    "replica", why, why_bytes) != 0 ||
+        map_segment(&client->state_segment, state_fd, COVEN_SEGMENT_STATE, sizeof(struct coven_state), "state",
+                    why, why_bytes) != 0)
         goto fail;
-    client->state_base = map_segment(state_fd, COVEN_SEGMENT_STATE, sizeof(struct coven_state),
-                                     &client->state_bytes, "state", why, why_bytes);
-    if (client->state_base == NULL)
+    if (pool_fd >= 0 && map_segment(&client->pool_segment, pool_fd, COVEN_SEGMENT_POOL,
+                                    sizeof(struct coven_pool), "pool", why, why_bytes) != 0)
         goto fail;
-    if (pool_fd >= 0) {
-        client->pool = map_segment(pool_fd, COVEN_SEGMENT_POOL, sizeof(struct coven_pool),
-                                   &client->pool_bytes, "pool", why, why_bytes);
-        if (client->pool == NULL)
-            goto fail;
-    }
+    client->replica = client->replica_segment.base;
+    client->state_base = client->state_segment.base;
     fault = read_geometry(client);
     if (fault != NULL) {
         say(why, why_bytes, "replica", fault);
         goto fail;
     }
-    if (coven_state_view_open(&client->view, client->state_base, client->state_bytes) != 0 ||
+    if (coven_state_view_open(&client->view, client->state_base, client->state_segment.bytes) != 0 ||
         coven_state_metrics(&client->view, client->number) == NULL) {
         say(why, why_bytes, "state", "the header does not fit the segment");
         goto fail;
@@ -204,12 +172,9 @@ void coven_client_close(struct coven_client *client)
 {
     if (client == NULL)
         return;
-    if (client->replica != NULL)
-        munmap(client->replica, client->replica_bytes);
-    if (client->state_base != NULL)
-        munmap(client->state_base, client->state_bytes);
-    if (client->pool != NULL)
-        munmap(client->pool, client->pool_bytes);
+    coven_segment_unmap(&client->replica_segment);
+    coven_segment_unmap(&client->state_segment);
+    coven_segment_unmap(&client->pool_segment);
     free(client->held);
     free(client);
 }
@@ -226,7 +191,7 @@ void coven_client_geometry(const struct coven_client *client, struct coven_clien
     geometry->outputs = client->outputs;
     geometry->state_bytes = client->view.n_slots != 0 ? client->view.half_bytes : 0;
     geometry->memory_bytes = (uint64_t)client->n_buffers * client->buffer_bytes;
-    geometry->state_segment_bytes = client->state_bytes;
+    geometry->state_segment_bytes = client->state_segment.bytes;
     memcpy(geometry->name, client->name, sizeof(geometry->name));
 }
 

@@ -306,10 +306,11 @@ static uint32_t take_entry(struct coven_flow_table *table, uint64_t now_ns)
     if (table->fresh < table->capacity)
         return table->fresh++;
     for (uint32_t looked = 0; looked < RECLAIM_MAX && looked < table->capacity; looked++) {
-        struct flow_entry *entry = &entries(table)[table->cursor];
+        struct flow_entry *entry;
 
-        flow = table->cursor;
-        table->cursor = flow + 1 < table->capacity ? flow + 1 : 0;
+        flow = table->cursor < table->capacity ? table->cursor : 0;
+        table->cursor = flow + 1;
+        entry = &entries(table)[flow];
         if (entry->state == ENTRY_USED && is_idle(table, entry, now_ns)) {
             index_remove(table, flow);
             set_state(entry, ENTRY_FREE);

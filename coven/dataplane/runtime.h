@@ -20,27 +20,40 @@ struct coven_runtime_release {
 };
 
 /* Load code (an open descriptor of a shared object; dlopen through /proc/self/fd) and start it with the
- * text of a `start` request. `state` is the component's mapped state segment. Returns NULL with a sentence in
- * `why` (error code `bad-code` or `failed` first). */
+ * text of a `start` request. `state` is the component's mapped state segment, whose header.bytes the caller has
+ * checked. Returns NULL with `<error code>: <sentence>` in `why`; the code is bad-code (what is in the object does
+ * not fit), failed (init refused) or malformed (the request). */
 struct coven_runtime *coven_runtime_start(int code_fd, const char *start, size_t start_bytes,
                                           struct coven_state *state, uint32_t replica, char *why,
                                           size_t why_bytes);
 /* Orderly end (fini), unload. */
 void coven_runtime_stop(struct coven_runtime *runtime);
 
-/* Run n packets (1..COVEN_BURST). meta verdicts are set on return. For components with state, the shadow
- * halves are written but not committed: commits[i] is the commit word that will make packet i's state valid
- * (0 for none). Packets of one flow within a burst: earlier ones are committed before later ones run. */
+/* Run n packets (1..COVEN_BURST), then commit their flow state. meta verdicts are set on return. Packets of
+ * one flow share the shadow half within a burst. For fused components. */
 void coven_runtime_process(struct coven_runtime *runtime, struct coven_packet *pkts, uint16_t n);
-/* A flow ended: deallocate. */
+/* A flow ended: deallocate, then free its slot. For fused components. */
 void coven_runtime_flow_removed(struct coven_runtime *runtime, const struct coven_meta *meta);
+
+/* The same in steps, for whoever stages the output between them: words[i] becomes the commit word of packet
+ * i's state, 0 for none. At most COVEN_BURST packets and ended flows between two commits. */
+void coven_runtime_run(struct coven_runtime *runtime, struct coven_packet *pkts, uint16_t n, uint32_t *words);
+void coven_runtime_end_flow(struct coven_runtime *runtime, const struct coven_meta *meta);
+void coven_runtime_commit(struct coven_runtime *runtime);
+
 /* Called about every millisecond while packets are held, every second otherwise. */
 void coven_runtime_tick(struct coven_runtime *runtime, uint64_t now_ns);
 
-/* Held packets: the owner registers what a component held, and collects what it released. */
+/* Held packets: the owner registers what a component held (the packet's meta and ext must stay where they are until it
+ * is released or forgotten), and collects what it released. */
 void coven_runtime_hold(struct coven_runtime *runtime, const struct coven_packet *pkt);
 uint16_t coven_runtime_released(struct coven_runtime *runtime, struct coven_runtime_release *out, uint16_t max);
 void coven_runtime_forget(struct coven_runtime *runtime, uint32_t handle);
+
+/* Whether the component must get its tick about every millisecond: it holds packets. */
+bool coven_runtime_is_holding(const struct coven_runtime *runtime);
+/* Number of the `start` request, for the answer to it. */
+uint64_t coven_runtime_start_id(const struct coven_runtime *runtime);
 
 /* Answer one Extended Agent request (docs/internals.md section 5) except `start` and `stop`.
  * Returns bytes written to `answer`. */
