@@ -46,6 +46,8 @@ class Report:
         """as_json: keep standard output for the document."""
         self.as_json = as_json
         self.console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = 160
         self.steps: list[Step] = []
         self.claims: list[Claim] = []
         self.facts: dict[str, Any] = {}  # of the document: accounting, drops, answers, ...

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.appliance import CLIENT, SERVER, Appliance
+from tests.e2e.vlan import add_vlan
 from tests.lib.net import Host
 
 pytestmark = pytest.mark.root
@@ -22,7 +23,6 @@ UDP_SEGMENT = 103
 VLAN = {"client": ("10.78.0.1", "fd78::1"), "server": ("10.78.0.2", "fd78::2")}
 STACKED = {"client": ("10.79.0.1", "fd79::1"), "server": ("10.79.0.2", "fd79::2")}
 FAMILIES = pytest.mark.parametrize("family", [0, 1], ids=["IPv4", "IPv6"])
-TAGGED = pytest.mark.parametrize("tagged", [False, True], ids=["untagged", "VLAN"])
 
 
 def url(address: str, path: str) -> str:
@@ -30,15 +30,25 @@ def url(address: str, path: str) -> str:
     return f"http://{f'[{address}]' if ':' in address else address}:80/{path}"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _vlans(appliance: Appliance) -> None:
-    """Give both hosts a VLAN (802.1Q) and one stacked in it."""
+@pytest.fixture(scope="module")
+def vlans(appliance: Appliance) -> Iterator[None]:
+    """Give both hosts a VLAN, and one stacked in another."""
+    relays = []
     for host, name in ((appliance.client, "client"), (appliance.server, "server")):
-        host.ip("link", "add", "link", "eth0", "name", "tagged", "type", "vlan", "id", "42")
-        host.ip("link", "add", "link", "tagged", "name", "stacked", "type", "vlan", "id", "7")
-        for interface, addresses in (("tagged", VLAN[name]), ("stacked", STACKED[name])):
-            host.ip("link", "set", interface, "up")
-            host.address(interface, f"{addresses[0]}/24", f"{addresses[1]}/64")
+        for interface, tags, (v4, v6) in (("tagged", (42,), VLAN[name]), ("stacked", (43, 7), STACKED[name])):
+            relays.append(add_vlan(host, "eth0", interface, tags, f"{v4}/24", f"{v6}/64"))
+    yield
+    for relay in relays:
+        if relay:
+            relay.close()
+
+
+@pytest.fixture(params=[False, True], ids=["untagged", "VLAN"])
+def tagged(request: pytest.FixtureRequest) -> bool:
+    """Whether the traffic is in a VLAN."""
+    if request.param:
+        request.getfixturevalue("vlans")
+    return bool(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +89,6 @@ def test_a_thousand_short_connections_none_failing(appliance: Appliance, web: di
 
 
 @FAMILIES
-@TAGGED
 def test_tcp_super_frames_are_split_and_arrive(
     appliance: Appliance, web: dict[str, str], family: int, tagged: bool
 ) -> None:
@@ -116,7 +125,6 @@ def udp_server(host: Host, address: str, count: int) -> tuple[threading.Thread, 
 
 
 @FAMILIES
-@TAGGED
 def test_udp_super_frames_are_split_and_arrive(appliance: Appliance, family: int, tagged: bool) -> None:
     """UDP_SEGMENT makes one super-frame of many datagrams, the last one shorter."""
     source, target = (VLAN["client"], VLAN["server"]) if tagged else (CLIENT, SERVER)
@@ -141,7 +149,6 @@ def test_udp_super_frames_are_split_and_arrive(appliance: Appliance, family: int
 
 
 @FAMILIES
-@TAGGED
 def test_single_datagrams_have_a_complete_checksum(appliance: Appliance, family: int, tagged: bool) -> None:
     """The sender's kernel leaves the checksum to the interface; every length, odd ones too, is accepted."""
     source, target = (VLAN["client"], VLAN["server"]) if tagged else (CLIENT, SERVER)
@@ -166,6 +173,7 @@ def test_ping_answers(appliance: Appliance, family: int, size: int) -> None:
 
 
 @FAMILIES
+@pytest.mark.usefixtures("vlans")
 def test_ping_answers_in_one_and_two_vlan_tags(appliance: Appliance, family: int) -> None:
     """A tag stays with its packet, also when another one is around it."""
     for addresses in (VLAN["server"], STACKED["server"]):
