@@ -36,6 +36,8 @@ class Where:
 # Codes by area: the word before the dot says who found it. Kept in alphabetical order within an area.
 CODES: dict[str, Code] = {
     # usage and access
+    "agent.running": Code(409, "an agent is running already"),
+    "agent.unreachable": Code(503, "no agent answers", 3),
     "auth.forbidden": Code(403, "not allowed for this caller"),
     "auth.missing": Code(401, "no credentials"),
     "auth.wrong": Code(401, "credentials not accepted"),

@@ -239,6 +239,7 @@ class Server(wsgi.Server):  # type: ignore[misc]
     """One listener with its threads."""
 
     ConnectionClass = _Connection
+    _connections: _Connections
     max_request_header_size = MAX_HEAD_BYTES
     keep_alive_conn_limit = MAX_CONNECTIONS
 
