@@ -36,6 +36,7 @@ class _Path:
     components: Mapping[str, Component]
     faults: list[CovenError]
     links: dict[tuple[str, int], tuple[str, Where]] = field(default_factory=dict)
+    is_unreadable: bool = False
 
     def fault(self, message: str, where: Where, hint: str | None = None, code: str = "descriptor.bad-path") -> None:
         """Note a fault of this path."""
@@ -62,9 +63,9 @@ def read_paths(
         before = len(faults)
         hops = _read_hops(path, description["hops"])
         _read_branches(path, description.get("branches", []), hops)
-        if len(faults) == before:
+        if len(faults) == before and not path.is_unreadable:
             _check_graph(path, hops, description.get("joins", []))
-        if len(faults) > before:
+        if len(faults) > before or path.is_unreadable:
             continue
         links = tuple(Link(source, output, target) for (source, output), (target, _) in path.links.items())
         paths.append(ServicePath(name, hops[0].name, links))
@@ -81,9 +82,8 @@ def _step(path: _Path, text: str, where: Where) -> Step | None:
     name, dot, number = text.partition(".")
     if name not in path.ports and name not in path.components:
         known = path.document.data.get("components") or {}
-        if name in known:  # its component.yaml has a fault of its own; nothing more can be said here
-            path.faults.append(CovenError("descriptor.bad-path", f"path {path.name}: component {name} cannot be read",
-                                          where=where))  # fmt: skip
+        if name in known:  # its component.yaml has a fault of its own: nothing can be said of this path
+            path.is_unreadable = True
             return None
         names = [*path.ports, *known]
         path.fault(f"there is no port or component {name!r}", where,
