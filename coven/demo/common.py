@@ -8,7 +8,8 @@ from typing import Any
 
 import coven
 from coven import package
-from coven.demo.platform import Platform, Rest
+from coven.cli.client import Client
+from coven.demo.platform import Platform, follow
 from coven.demo.report import Report
 from coven.errors import CovenError
 
@@ -24,11 +25,11 @@ def package_folder() -> Path:
     raise CovenError("package.missing-file", "packages/l7-firewall is not there", hint="install COVEN again")
 
 
-def upload(rest: Rest) -> dict[str, Any]:
+def upload(rest: Client) -> dict[str, Any]:
     """Build the package of l7-firewall and upload it; gives what the agent says of it."""
     with tempfile.TemporaryDirectory() as folder:
         archive = package.build(package_folder(), Path(folder))
-        answer: dict[str, Any] = rest.call("POST", "/v1/packages", archive=archive.read_bytes())
+        answer: dict[str, Any] = rest.upload("/v1/packages", archive)
     return answer
 
 
@@ -42,14 +43,14 @@ def introduce(report: Report, platform: Platform) -> None:
         report.note(f"not to be had here: {text}")
 
 
-def deploy(report: Report, rest: Rest, ports: dict[str, Any]) -> None:
+def deploy(report: Report, rest: Client, ports: dict[str, Any]) -> None:
     """Upload, instantiate and start; claims that the components run as the agent says they do."""
     with report.step("Upload the package l7-firewall"):
         uploaded = upload(rest)
         report.note(f"package {uploaded['id']}: {uploaded['summary']}, {uploaded['bytes']} bytes")
     with report.step("Deploy it: start its components, open its ports, begin to forward"):
         body = {"id": INSTANCE, "package": uploaded["id"], "ports": ports}
-        rest.follow(rest.call("POST", "/v1/instances", body), report)
+        follow(rest, rest.post("/v1/instances", body), report.note)
         instance = rest.get(f"/v1/instances/{INSTANCE}")
         for component in instance["components"]:
             for replica in component["replicas"]:
@@ -66,20 +67,20 @@ def deploy(report: Report, rest: Rest, ports: dict[str, Any]) -> None:
         )
 
 
-def request(rest: Rest, component: str, operation: str, **arguments: Any) -> dict[str, Any]:
+def request(rest: Client, component: str, operation: str, **arguments: Any) -> dict[str, Any]:
     """Ask a component to do something; gives its answer."""
     body = {"component": component, "operation": operation, "arguments": arguments}
-    answer: dict[str, Any] = rest.call("POST", f"/v1/instances/{INSTANCE}/request", body)["result"]
+    answer: dict[str, Any] = rest.post(f"/v1/instances/{INSTANCE}/request", body)["result"]
     return answer
 
 
-def metric(rest: Rest, component: str, name: str) -> int:
+def metric(rest: Client, component: str, name: str) -> int:
     """Read a metric of a component."""
     body = {"component": component, "metric": name}
-    return int(rest.call("POST", f"/v1/instances/{INSTANCE}/request", body)["value"])
+    return int(rest.post(f"/v1/instances/{INSTANCE}/request", body)["value"])
 
 
-def questions(report: Report, rest: Rest) -> None:
+def questions(report: Report, rest: Client) -> None:
     """Show the answers of list and check, and claim that every component answered."""
     listed = rest.get(f"/v1/instances/{INSTANCE}/list")
     checked = rest.get(f"/v1/instances/{INSTANCE}/check")
@@ -107,7 +108,7 @@ def questions(report: Report, rest: Rest) -> None:
     )
 
 
-def counters(report: Report, rest: Rest) -> dict[str, Any]:
+def counters(report: Report, rest: Client) -> dict[str, Any]:
     """Show what was dropped and why, and claim that every packet is accounted for."""
     snapshot: dict[str, Any] = rest.get(f"/v1/instances/{INSTANCE}/counters")
     total = snapshot["accounting"]

@@ -9,7 +9,7 @@ from coven.demo.capture import Packet, read
 from coven.demo.common import INSTANCE
 from coven.demo.hosts import end_processes, identity, is_running
 from coven.demo.login import is_login
-from coven.demo.platform import Platform, wait_until
+from coven.demo.platform import Platform, follow, wait_until
 from coven.demo.report import Report
 
 READ_SECONDS = 120.0
@@ -41,8 +41,7 @@ def run(report: Report, folder: Path, source: Path, target: Path) -> None:
             common.questions(report, platform.rest)
             snapshot = common.counters(report, platform.rest)
         with report.step("Terminate the function, compare the files"):
-            operation = platform.rest.call("POST", f"/v1/instances/{INSTANCE}/terminate", {})
-            platform.rest.follow(operation, report)
+            follow(platform.rest, platform.rest.post(f"/v1/instances/{INSTANCE}/terminate"), report.note)
             compare(report, target, wanted, log_ins, common.dropped_by_function(snapshot))
     finally:
         with report.step("Turn everything off"):

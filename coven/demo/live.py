@@ -16,10 +16,11 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
+from coven.cli.client import Client
 from coven.demo import common, hosts, login
 from coven.demo.common import INSTANCE
 from coven.demo.hosts import ADDRESSES, Hosts, Record
-from coven.demo.platform import Platform, Rest, running
+from coven.demo.platform import Platform, running
 from coven.demo.report import Report
 from coven.errors import CovenError
 
@@ -116,7 +117,7 @@ def replay(client: Wire, server: Wire, segments: list[login.Segment]) -> tuple[i
     return missing, surprises
 
 
-def log_ins(report: Report, rest: Rest, pair: Hosts) -> int:
+def log_ins(report: Report, rest: Client, pair: Hosts) -> int:
     """Replay made log-ins and look-alikes, then a log-in with the filter only counting; gives how many frames went."""
     ends = [
         login.End(bytes.fromhex(pair.mac(host).replace(":", "")), IPv4Address(ADDRESSES[host][0]) + 100, 40000)
@@ -150,7 +151,7 @@ def log_ins(report: Report, rest: Rest, pair: Hosts) -> int:
     return total
 
 
-def compare_with_peers(report: Report, rest: Rest, pair: Hosts, before: tuple[Any, Any]) -> None:
+def compare_with_peers(report: Report, rest: Client, pair: Hosts, before: tuple[Any, Any]) -> None:
     """Compare COVEN's port counters with those of the interfaces at the other ends of the links."""
     end = time.monotonic() + DEADLINE
     while True:
@@ -171,7 +172,7 @@ def compare_with_peers(report: Report, rest: Rest, pair: Hosts, before: tuple[An
         )
 
 
-def observe(rest: Rest, pair: Hosts) -> tuple[dict[str, dict[str, int]], dict[str, Any]]:
+def observe(rest: Client, pair: Hosts) -> tuple[dict[str, dict[str, int]], dict[str, Any]]:
     """Read both hosts' and COVEN's counters with nothing moving in between."""
     end = time.monotonic() + DEADLINE
     while True:

@@ -1,4 +1,4 @@
-"""The platform that the demo starts for itself, and the REST calls it makes to it.
+"""The platform that the demo starts for itself, and how it waits for it.
 
 All requests go over the agent's Unix socket, where who asks is known; the same requests work over TCP with the token.
 """
@@ -6,9 +6,6 @@ All requests go over the agent's Unix socket, where who asks is known; the same 
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
-import socket
 import subprocess
 import sys
 import threading
@@ -17,73 +14,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from coven.demo.report import Report
+from coven.cli.client import Client, Target
+from coven.cli.options import outcome
 from coven.errors import CovenError
 
 START_SECONDS = 20.0
-OPERATION_SECONDS = 60.0
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
+def follow(rest: Client, operation: dict[str, Any], note: Callable[[str], None]) -> dict[str, Any]:
+    """Wait for an operation's end and note each step as it is done; raises the error of one that failed."""
+    shown = 0
 
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=30)
-        self._path = path
+    def tell(now: dict[str, Any]) -> None:
+        nonlocal shown
+        done = [step for step in now["steps"] if step["state"] == "done"]
+        for step in done[shown:]:
+            note(f"{step['name']}: {step['ms']:.0f} ms")
+        shown = len(done)
 
-    def connect(self) -> None:
-        """Connect to the socket instead of a port."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
-class Rest:
-    """Calls of the Management Agent."""
-
-    def __init__(self, path: Path) -> None:
-        """path: of the agent's Unix socket."""
-        self.path = path
-
-    def call(self, method: str, path: str, body: object = None, *, archive: bytes | None = None) -> Any: # JSON
-        """Make one call and give the decoded answer; a problem body becomes a CovenError."""
-        headers, data = {}, archive
-        if archive is not None:
-            headers["Content-Type"] = "application/zip"
-        elif body is not None:
-            headers["Content-Type"] = "application/json"
-            data = json.dumps(body).encode()
-        with contextlib.closing(_UnixConnection(self.path)) as connection:
-            connection.request(method, path, body=data, headers=headers)
-            answer = connection.getresponse()
-            text = answer.read()
-        document = json.loads(text) if text else {}
-        if answer.status >= 400:
-            raise CovenError.from_json({"message": document.get("detail") or document.get("title"), **document})
-        return document
-
-    def get(self, path: str) -> Any: # JSON
-        """Read a resource."""
-        return self.call("GET", path)
-
-    def follow(self, operation: dict[str, Any], report: Report) -> dict[str, Any]:
-        """Wait for an operation's end and note each step as it is done; a failed one is raised."""
-        shown = 0
-        end = time.monotonic() + OPERATION_SECONDS
-        while True:
-            done = [step for step in operation["steps"] if step["state"] == "done"]
-            for step in done[shown:]:
-                report.note(f"{step['name']}: {step['ms']:.0f} ms")
-            shown = len(done)
-            if operation["state"] != "running":
-                break
-            if time.monotonic() > end:
-                what = f"{operation['verb']} did not end in {OPERATION_SECONDS:.0f} s"
-                raise CovenError("operation.interrupted", what)
-            operation = self.get(f"/v1/operations/{operation['id']}?wait=1")
-        if operation["state"] != "succeeded":
-            raise CovenError.from_json(operation["error"] or {"message": f"{operation['verb']} {operation['state']}"})
-        return operation
+    operation = rest.follow(operation, tell)
+    if operation["state"] != "succeeded":
+        raise outcome(operation)
+    return operation
 
 
 def wait_until(what: str, condition: Callable[[], bool], seconds: float) -> None:
@@ -102,7 +54,7 @@ class Platform:
         """folder: exists; state, run and log go below it."""
         self.folder = folder
         self.socket = folder / "run" / "agent.sock"
-        self.rest = Rest(self.socket)
+        self.rest = Client(Target(self.socket))
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> int:
@@ -132,7 +84,7 @@ class Platform:
         """Return when the agent answers."""
         end = time.monotonic() + START_SECONDS
         while True:
-            with contextlib.suppress(OSError, http.client.HTTPException, CovenError):
+            with contextlib.suppress(CovenError):
                 self.rest.get("/v1")
                 return
             if self.process is None or self.process.poll() is not None or time.monotonic() > end:
@@ -142,7 +94,7 @@ class Platform:
 
     def stop(self) -> bool:
         """Turn the platform off over REST; tells whether its process ended by itself."""
-        self.rest.call("POST", "/v1/agent/off", {"force": True})
+        self.rest.post("/v1/agent/off", {"force": True})
         if self.process is None:
             return True
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -16,9 +16,9 @@ from typing import Any
 
 import psutil
 
+from coven.cli.client import Client
 from coven.demo.hosts import end_processes, identity
-from coven.demo.platform import Platform, Rest
-from coven.demo.report import Report
+from coven.demo.platform import Platform, follow
 from tests.lib.net import Host, Network
 
 DEADLINE = 20.0
@@ -52,17 +52,17 @@ def started_platform() -> Iterator[Platform]:
                 platform.process.wait(timeout=10)
 
 
-def deploy(rest: Rest, package: str, instance: str, ports: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+def deploy(rest: Client, package: str, instance: str, ports: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """Deploy l7-firewall and give the instance."""
     body = {"id": instance, "package": package, "ports": dict(ports), "start": True, **more}
-    rest.follow(rest.call("POST", "/v1/instances", body), Report(as_json=True))
+    follow(rest, rest.post("/v1/instances", body), print)
     answer: dict[str, Any] = rest.get(f"/v1/instances/{instance}")
     return answer
 
 
-def terminate(rest: Rest, instance: str) -> None:
+def terminate(rest: Client, instance: str) -> None:
     """Take an instance away."""
-    rest.follow(rest.call("POST", f"/v1/instances/{instance}/terminate", {"force": True}), Report(as_json=True))
+    follow(rest, rest.post(f"/v1/instances/{instance}/terminate", {"force": True}), print)
 
 
 def assert_accounting(counters: Mapping[str, Any]) -> None:
@@ -161,7 +161,7 @@ class Appliance:
 
     def request(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Ask a component something."""
-        answer: dict[str, Any] = self.rest.call("POST", f"/v1/instances/{self.instance}/request", dict(body))
+        answer: dict[str, Any] = self.rest.post(f"/v1/instances/{self.instance}/request", dict(body))
         return answer
 
     def state(self) -> dict[str, Any]:

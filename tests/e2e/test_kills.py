@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import http.client
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -69,7 +68,7 @@ def answered(ask: Callable[[], Any]) -> Callable[[], Any]:
     """Give a condition: the call is answered at all."""
 
     def condition() -> Any:
-        with contextlib.suppress(OSError, http.client.HTTPException, CovenError):
+        with contextlib.suppress(CovenError):
             return ask()
         return None
 

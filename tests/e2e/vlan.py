@@ -58,10 +58,11 @@ class Relay:
 
     def _run(self) -> None:
         while not self._end.is_set():
-            ready, _, _ = select.select([self._tap, self._line], [], [], 0.2)
+            line = self._line.fileno()
+            ready, _, _ = select.select([self._tap, line], [], [], 0.2)
             if self._tap in ready:
                 self._outward(os.read(self._tap, 70000))
-            if self._line in ready:
+            if line in ready:
                 self._inward()
 
     def _outward(self, data: bytes) -> None:
