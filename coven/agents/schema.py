@@ -13,7 +13,7 @@ from coven.agents.protocol import Line
 from coven.errors import CovenError, Where
 from coven.model import Argument, Metric, Operation
 
-NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
+NAME = re.compile(r"[a-z][a-z0-9_-]{0,30}")
 METRIC_TYPES = ("counter", "gauge")
 ARGUMENT_TYPES = ("string", "integer", "number", "boolean")
 MAX_METRICS = 64  # COVEN_MAX_METRICS: the metric cells of one replica

@@ -1,0 +1,82 @@
+"""The example components as replicas under test, and frames for them."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from coven.agents.client import AgentClient
+from coven.agents.schema import argument_lines, read_declarations, read_result
+from tests.lib.replica import Replica
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "vnfc_examples"
+DATA = Path(os.environ.get("COVEN_TESTDATA") or ROOT.parent / "shared" / "data")
+
+
+def example(name: str, log: Path, *, options: Mapping[str, Any] | None = None, **kwargs: Any) -> Replica:
+    """Give an example component of vnfc_examples, not started yet; options are filled up with its defaults."""
+    folder = EXAMPLES / name
+    document = yaml.safe_load((folder / "component.yaml").read_text(encoding="utf-8"))
+    properties = (document.get("options") or {}).get("properties", {})
+    final = {key: schema["default"] for key, schema in properties.items() if "default" in schema}
+    component = {key: document[key] for key in ("name", "outputs", "metrics", "operations", "state") if key in document}
+    for operation in component.get("operations", []):
+        for argument in operation.get("arguments", []):
+            argument.setdefault("required", "default" not in argument)
+    return Replica(
+        document["framework"], folder, document["entry"], component=component, options={**final, **(options or {})}, log=log,
+        **kwargs,
+    )  # fmt: skip
+
+
+def call(agent: AgentClient, name: str, /, **arguments: object) -> dict[str, str]:
+    """Call an operation as the platform does: by what the component lists."""
+    (operation,) = (o for o in read_declarations(agent.ask("list")).operations if o.name == name)
+    return read_result(agent.ask("call", name, argument_lines(operation, arguments)))
+
+
+def tcp(
+    payload: bytes = b"",
+    *,
+    source: int = 40000,
+    destination: int = 443,
+    vlans: tuple[int, ...] = (),
+    version: int = 4,
+    ip_options: bytes = b"",
+    tcp_options: bytes = b"",
+    extensions: tuple[tuple[int, bytes], ...] = (),
+    padding: bytes = b"",
+) -> bytes:
+    """Give an Ethernet frame with a TCP segment. extensions: IPv6 headers as (kind, bytes after the next-header field)."""
+    segment = struct.pack(">HHIIBBHHH", source, destination, 1, 2, (5 + len(tcp_options) // 4) << 4, 0x18, 8192, 0, 0)
+    segment += tcp_options + payload
+    if version == 4:
+        header = struct.pack(
+            ">BBHHHBBH4s4s", 0x40 | 5 + len(ip_options) // 4, 0, 20 + len(ip_options) + len(segment), 1, 0x4000, 64, 6, 0,
+            bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2)),
+        )  # fmt: skip
+        inner = header + ip_options + segment
+    else:
+        kinds = [kind for kind, _ in extensions] + [6]
+        body = (
+            b"".join(bytes((after,)) + rest for (_, rest), after in zip(extensions, kinds[1:], strict=True)) + segment
+        )
+        inner = struct.pack(">IHBB", 6 << 28, len(body), kinds[0], 64) + bytes(15) + b"\1" + bytes(15) + b"\2" + body
+    ethertype = struct.pack(">H", 0x0800 if version == 4 else 0x86DD)
+    tags = b"".join(struct.pack(">HH", tpid, 7) for tpid in vlans)
+    return b"\2\0\0\0\0\1" + b"\2\0\0\0\0\2" + tags + ethertype + inner + padding
+
+
+def capture(path: Path) -> Iterator[bytes]:
+    """Give the frames of a capture file as far as they were recorded."""
+    from scapy.utils import RawPcapReader
+
+    with RawPcapReader(str(path)) as reader:
+        for data, _ in reader:
+            yield data
