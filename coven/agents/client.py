@@ -38,6 +38,13 @@ _ERRORS = {
 }
 
 
+def outcome(answer: Answer, where: Where) -> tuple[Line, ...]:
+    """Give the lines of an answer, however it came. Raises CovenError when it is an error."""
+    if answer.code is None:
+        return answer.lines
+    raise CovenError(_ERRORS[answer.code], answer.message or "the component gave no reason", where=where)
+
+
 class _Exchange:
     """Ids, and which answers count; what both clients share."""
 
@@ -71,10 +78,7 @@ class _Exchange:
 
     def outcome(self, answer: Answer) -> tuple[Line, ...]:
         """Give the lines of an answer. Raises CovenError when it is an error."""
-        if answer.code is None:
-            return answer.lines
-        message = answer.message or "the component gave no reason"
-        raise CovenError(_ERRORS[answer.code], message, where=self.where)
+        return outcome(answer, self.where)
 
     def gone(self) -> CovenError:
         return CovenError("component.not-running", "the component has closed its agent socket", where=self.where)

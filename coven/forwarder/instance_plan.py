@@ -134,7 +134,7 @@ class InstancePlan:
 
     def to_json(self) -> dict[str, Any]:
         """Give the plan as a JSON object (docs/internals.md, section 6)."""
-        document = _encode(self)
+        document = encode(self)
         assert isinstance(document, dict)  # noqa: S101 - a dataclass becomes a dict
         return document
 
@@ -150,17 +150,18 @@ class InstancePlan:
 KEYS = {"state_class": "class"}
 
 
-def _encode(value: object) -> Any:
+def encode(value: object) -> Any:
+    """Give a part of a plan in its JSON form."""
     if isinstance(value, Next):
         return {"hop": value.hop} if value.hop is not None else {"port": value.port}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            KEYS.get(field.name, field.name): _encode(getattr(value, field.name)) for field in dataclasses.fields(value)
+            KEYS.get(field.name, field.name): encode(getattr(value, field.name)) for field in dataclasses.fields(value)
         }
     if isinstance(value, (Isolation, OnFailure)):
         return value.value
     if isinstance(value, (tuple, list)):
-        return [_encode(element) for element in value]
+        return [encode(element) for element in value]
     if isinstance(value, Mapping):
-        return {key: _encode(element) for key, element in value.items()}
+        return {key: encode(element) for key, element in value.items()}
     return value

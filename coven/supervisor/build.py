@@ -119,7 +119,12 @@ async def _run(
     try:
         env = {**ENVIRONMENT, "TMPDIR": str(recipe.output)}
         pid = spawn(
-            context.settings, command, fds={1: write_end, 2: write_end}, env=env, cwd=str(source.folder), sandbox=sandbox
+            context.settings,
+            command,
+            fds={1: write_end, 2: write_end},
+            env=env,
+            cwd=str(source.folder),
+            sandbox=sandbox,
         )
     finally:
         os.close(write_end)
@@ -202,7 +207,7 @@ def _open_code(context: Context, path: Path) -> int:
         copy = os.memfd_create(path.name, os.MFD_CLOEXEC)
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, copy)
-            while os.sendfile(copy, source, None, 1 << 24):  # type: ignore[arg-type]
+            while os.sendfile(copy, source, None, 1 << 24):
                 pass
             os.fchmod(copy, 0o555)
             undo.pop_all()

@@ -68,7 +68,9 @@ class Home:
 class Replica:
     """One process of an isolated component, through all its restarts."""
 
-    def __init__(self, context: Context, home: Home, plan: ComponentPlan, index: int, number: int, replica: int) -> None:
+    def __init__(
+        self, context: Context, home: Home, plan: ComponentPlan, index: int, number: int, replica: int
+    ) -> None:
         """index: of the component; number: through all isolated replicas; replica: within the component."""
         self._context, self._home = context, home
         self.plan, self.index, self.number, self.replica = plan, index, number, replica
@@ -343,11 +345,10 @@ class Replica:
         self.log.stop()
         process = self.process
         output = self.log.texts(OUTPUT_LINES)
-        if process is not None and process.status is not None and os.WIFEXITED(process.status):
-            if os.WEXITSTATUS(process.status) == LAUNCH_FAILED and any("coven-launch:" in line for line in output):
-                return CovenError(
-                    "platform.no-resources", f"{self.part} cannot be launched" + _quote(output), where=Where(part=self.part)
-                )
+        complaint = any("coven-launch:" in line for line in output)
+        if complaint and process is not None and process.exited_with(LAUNCH_FAILED):
+            message = f"{self.part} cannot be launched" + _quote(output)
+            return CovenError("platform.no-resources", message, where=Where(part=self.part))
         how = process.last_exit if process else "never ran"
         return CovenError(
             "component.exited",
@@ -429,9 +430,7 @@ class Replica:
         output = self.log.texts(OUTPUT_LINES)
         await cgroup.kill_all(self.folders)
         self._context.save()
-        self._context.emit(
-            "component-parked", self._home.instance, self.part, exit=self.last_exit, output=output
-        )
+        self._context.emit("component-parked", self._home.instance, self.part, exit=self.last_exit, output=output)
         self._home.changed()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from coven.agents.client import outcome
 from coven.agents.protocol import MAX_BYTES, Request, decode_answer, encode_request, start_lines
 from coven.errors import CovenError, Where
 from coven.forwarder.instance_plan import ComponentPlan, InstancePlan
@@ -205,12 +206,7 @@ class Instance:
         if len(request) > MAX_BYTES - 64:
             raise CovenError("request.too-large", "the question does not fit one message")
         answer = await self.worker.request(control.AGENT, index=index, payload=request, timeout=timeout)
-        decoded = decode_answer(answer.payload)
-        if decoded.code is not None:
-            from coven.agents.client import raise_error
-
-            raise_error(decoded, f"component {name}")
-        return decoded.lines
+        return outcome(decode_answer(answer.payload), Where(part=f"component {name}"))
 
     async def snapshot(self) -> dict[str, Any]:
         """Give section 8's document."""

@@ -35,9 +35,10 @@ class Sandbox:
     def arguments(self) -> list[str]:
         """Give the options of coven-launch."""
         out: list[str] = []
-        for option, value in (("--uid", self.uid), ("--gid", self.gid), ("--nice", self.nice), ("--cpu", self.cpu)):
-            if value is not None:
-                out += [option, str(value)]
+        numbers = (("--uid", self.uid), ("--gid", self.gid), ("--nice", self.nice), ("--cpu", self.cpu))
+        for option, number in numbers:
+            if number is not None:
+                out += [option, str(number)]
         for flag, said in (
             ("--root", self.root),
             ("--proc-all", self.root and self.all_processes),

@@ -37,7 +37,7 @@ def make(image: SegmentImage, uid: int, gid: int | None = None) -> int:
 
 def make_stats(image: SegmentImage, name: str, gid: int) -> int:
     """Make the stats segment under a POSIX name that the group `gid` may read."""
-    import posix_ipc
+    import posix_ipc  # type: ignore[import-not-found]
 
     remove_stats(name)
     try:

@@ -123,7 +123,13 @@ class PortSet:
             del self._context.interfaces[plan.interface]
 
     def _json(self, plan: PortPlan) -> dict[str, Any]:
-        return {"name": plan.name, "tool": plan.tool, "interface": plan.interface, "options": dict(plan.options), "mtu": plan.mtu}
+        return {
+            "name": plan.name,
+            "tool": plan.tool,
+            "interface": plan.interface,
+            "options": dict(plan.options),
+            "mtu": plan.mtu,
+        }
 
     def _check_files(self, plan: PortPlan) -> None:
         """As root, only files in the folders that the operator named: the agent that asks is not root."""

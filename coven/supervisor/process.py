@@ -92,6 +92,10 @@ class Process:
             return None
         return "ended, status not known" if self.status is None else exit_text(self.status)
 
+    def exited_with(self, code: int) -> bool:
+        """Whether it ended by itself with this status."""
+        return self.status is not None and os.WIFEXITED(self.status) and os.WEXITSTATUS(self.status) == code
+
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal; nothing happens if the process has ended."""
         if self.alive:

@@ -35,9 +35,7 @@ def check_state(instance: Instance, verb: str, force: bool) -> None:
         hint = f"it must be {' or '.join(sorted(allowed - {'failed'}))}"
         if verb == "terminate" and instance.state == "started":
             hint = "stop it first, or terminate it with force"
-        raise CovenError(
-            "instance.wrong-state", f"cannot {verb} {instance.id}: it is {instance.state}", hint=hint
-        )
+        raise CovenError("instance.wrong-state", f"cannot {verb} {instance.id}: it is {instance.state}", hint=hint)
 
 
 def steps_of(
@@ -61,9 +59,7 @@ def steps_of(
     raise CovenError("request.invalid", f"there is no verb {verb!r}", hint=f"verbs are: {', '.join(NEEDS)}")
 
 
-def _instantiate(
-    context: Context, instance: Instance, forget: Callable[[Instance], None], state: str
-) -> list[Step]:
+def _instantiate(context: Context, instance: Instance, forget: Callable[[Instance], None], state: str) -> list[Step]:
     async def check() -> None:
         from coven.supervisor.build import check_source
 

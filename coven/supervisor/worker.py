@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from coven.dataplane.core import Control
 from coven.errors import CovenError, Where
 from coven.supervisor import cgroup, control
 from coven.supervisor.backoff import BackOff
@@ -134,7 +135,7 @@ class Worker:
             if run:
                 await self.run()
 
-    async def request(self, op: int, **more: Any) -> control.Control:
+    async def request(self, op: int, **more: Any) -> Control:
         """Ask the worker. Raises CovenError, also when there is none just now."""
         if self._control is None or self.process is None or not self.process.alive:
             raise self._absent()
