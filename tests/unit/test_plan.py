@@ -263,7 +263,7 @@ def test_any_change_is_a_plan_or_refused(place: tuple[Any, ...], value: Any, rem
 
 @given(JSON)
 def test_any_document_is_refused(document: Any) -> None:
-    with pytest.raises(CovenError, match="plan.invalid"):
+    with pytest.raises(CovenError, match=r"\[plan\.invalid\]"):
         InstancePlan.from_json(document)
 
 
