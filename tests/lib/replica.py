@@ -231,6 +231,48 @@ class Replica:
                 self.free.append(meta.handle)
         return Returned(meta.handle, meta.verdict, meta.output, meta.mark, data, copy, copied_ext)
 
+    def receive_or_death(self, n: int) -> tuple[list[Returned], bool]:
+        """Wait for n entries; give what came and whether the process died instead."""
+        got: list[Returned] = []
+        deadline = time.monotonic() + DEADLINE_S
+        while len(got) < n:
+            got += self.take()
+            if len(got) == n or not self.ring_out.sleep():
+                continue
+            left = deadline - time.monotonic()
+            readable, _, _ = select.select([self.to_worker, self.pidfd], [], [], max(left, 0))
+            assert readable, f"{len(got)} of {n} packets came back; log:\n{self.log.read_text()}"
+            self.ring_out.awake()
+            if self.to_worker in readable:
+                os.eventfd_read(self.to_worker)
+            if self.pidfd in readable:
+                while more := self.take():
+                    got += more
+                return got, True
+        readable, _, _ = select.select([self.pidfd], [], [], 0)
+        return got, bool(readable)
+
+    def sweep(self) -> list[Returned]:
+        """Take what a dead component published, then what it staged and committed, as the worker does."""
+        got = []
+        while more := self.take():
+            got += more
+        view = ffi.new("struct coven_state_view *")
+        base = ffi.from_buffer(self.state.memory)
+        assert lib.coven_state_view_open(view, base, self.state.bytes) == 0
+        metas = self._lines("coven_meta", self.head.out_meta)
+        exts = self._lines("coven_meta_ext", self.head.out_ext)
+        position = self.head.out.tail
+        for _ in range(64):
+            at = position % self.head.ring_size
+            meta, ext = metas[at], exts[at]
+            if ext.staged_position != position:
+                break
+            if lib.coven_state_committed(view, meta.flow, meta.flow_epoch, ext.staged_commit):
+                got.append(self._returned(meta, ext))
+            position = (position + 1) % 2**32
+        return got
+
     def through(self, packets: Sequence[Sent | bytes]) -> list[Returned]:
         """Send packets and wait for as many entries."""
         self.send(packets)

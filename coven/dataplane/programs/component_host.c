@@ -214,10 +214,23 @@ static int run(struct host *host)
     return 0;
 }
 
+/* The id that a request claims, also one that is otherwise broken; 0 without. */
+static uint64_t claimed_id(const char *request, size_t bytes)
+{
+    char field[24];
+    const char *tab = memchr(request, '\t', bytes < sizeof(field) ? bytes : sizeof(field));
+    uint64_t id = 0;
+
+    if (tab == NULL)
+        return 0;
+    memcpy(field, request, (size_t)(tab - request));
+    field[tab - request] = '\0';
+    return coven_ea_id(field, &id) ? id : 0;
+}
+
 /* ---- start -------------------------------------------------------------------------------------- */
 /* Load and initialise what the start request names. false with `code: sentence`. */
-static bool start(struct host *host, const char *request, size_t bytes, uint64_t *id, char *why,
-                  size_t why_bytes)
+static bool start(struct host *host, const char *request, size_t bytes, char *why, size_t why_bytes)
 {
     struct coven_declaration declaration;
     char fault[256];
@@ -227,7 +240,6 @@ static bool start(struct host *host, const char *request, size_t bytes, uint64_t
         snprintf(why, why_bytes, "malformed: %s", fault);
         return false;
     }
-    *id = declaration.id;
     host->client = coven_client_open(COVEN_FD_REPLICA, COVEN_FD_STATE,
                                      fcntl(COVEN_FD_POOL, F_GETFD) >= 0 ? COVEN_FD_POOL : -1,
                                      COVEN_FD_DOORBELL, COVEN_FD_WORKER, COVEN_FD_AGENT, fault, sizeof(fault));
@@ -255,7 +267,7 @@ int main(void)
     struct host *host = calloc(1, sizeof(*host));
     struct coven_ea_writer writer;
     char why[512] = "failed: ";
-    uint64_t id = 0;
+    uint64_t id;
     ssize_t bytes;
     int status;
 
@@ -271,7 +283,8 @@ int main(void)
         free(host);
         return bytes < 0;
     }
-    if (start(host, host->request, (size_t)bytes, &id, why, sizeof(why))) {
+    id = claimed_id(host->request, (size_t)bytes);
+    if (start(host, host->request, (size_t)bytes, why, sizeof(why))) {
         coven_ea_writer_init(&writer, host->answer, sizeof(host->answer));
         coven_ea_write_ok(&writer, id);
         send_answer(host->answer, writer.used);

@@ -1,0 +1,90 @@
+"""Compiles components, programs with fault points and fuzz targets for tests, each once for a test session."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from coven.component_descriptor import COMPONENT_FILE, parse_component_type
+from coven.dataplane.build import CFLAGS, INCLUDE
+from coven.processing.framework import Source, load
+
+ROOT = Path(__file__).resolve().parents[2]
+DATAPLANE = ROOT / "coven" / "dataplane"
+EXAMPLES = ROOT / "vnfc_examples"
+
+HOST_SOURCES = (
+    "client.c", "declaration.c", "ea.c", "runtime.c", "runtime_agent.c", "segment.c", "state.c",
+    "programs/component_host.c",
+)  # fmt: skip
+
+
+@functools.cache
+def scratch() -> Path:
+    """Give a folder that is gone when the test process ends."""
+    holder = tempfile.TemporaryDirectory(prefix="coven-test-")
+    _kept.append(holder)
+    return Path(holder.name)
+
+
+_kept: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def compile_c(output: Path, sources: list[Path], *flags: str, compiler: str = "cc") -> Path:
+    """Compile and link C files with the core's own flags."""
+    command = [compiler, *CFLAGS, f"-I{INCLUDE}", f"-I{DATAPLANE}", *flags, "-o", str(output), *map(str, sources)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+@functools.cache
+def host_folder(*flags: str) -> Path:
+    """Give a folder with coven-component-host, compiled with further flags (-DCOVEN_FAULTS, sanitizers)."""
+    folder = Path(tempfile.mkdtemp(dir=scratch(), prefix="bin-"))
+    compile_c(folder / "coven-component-host", [DATAPLANE / name for name in HOST_SOURCES], *flags, "-ldl")
+    return folder
+
+
+def run_build(source: Source, output: Path) -> tuple[int, str]:
+    """Build a component in C into `output`, as the supervisor does but without a sandbox; status and stderr."""
+    build = load("c").build(source, output)
+    assert build is not None
+    for command in build.commands:
+        done = subprocess.run(command, cwd=source.folder, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            return done.returncode, done.stderr
+    assert build.artifact.is_file()
+    return 0, ""
+
+
+@functools.cache
+def example(name: str) -> tuple[Path, dict[str, Any]]:
+    """Build a component of vnfc_examples: the object's path, and its row for a plan."""
+    folder = EXAMPLES / name
+    kind = parse_component_type((folder / COMPONENT_FILE).read_bytes(), COMPONENT_FILE)
+    output = Path(tempfile.mkdtemp(dir=scratch(), prefix=f"{name}-"))
+    source = Source(name, folder, kind.entry, kind.build or {})
+    assert load("c").check(source) == ()
+    assert run_build(source, output) == (0, "")
+    keys = ("name", "outputs", "metrics", "operations", "state", "hold")
+    row = {key: value for key, value in dataclasses.asdict(kind).items() if key in keys and value is not None}
+    return output / f"{name}.so", row
+
+
+@functools.cache
+def object_of(text: str, *flags: str) -> Path:
+    """Compile the text of a component in C to a shared object, not through the framework."""
+    folder = Path(tempfile.mkdtemp(dir=scratch(), prefix="object-"))
+    (folder / "text.c").write_text(text, encoding="utf-8")
+    return compile_c(folder / "component.so", [folder / "text.c"], "-fPIC", "-shared", *flags)
+
+
+def has_clang() -> bool:
+    """Whether libFuzzer targets can be built."""
+    return shutil.which("clang") is not None
