@@ -7,10 +7,12 @@ Python cannot disagree with the header; the functions Python may call are listed
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import cffi
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
 HERE = Path(__file__).resolve().parent
@@ -128,3 +130,17 @@ class BuildPrograms(build_ext):
             self.compiler.link_executable(
                 objects, name, output_dir=str(target), libraries=["dl"], extra_postargs=["-Wl,--gc-sections"]
             )
+
+
+class BuildExamples(build_py):
+    """build_py that also takes along what `coven demo` deploys, since it lies beside the package, not in it."""
+
+    def run(self) -> None:
+        """Copy packages/ and vnfc_examples/ to coven/examples; an editable installation uses them where they are."""
+        super().run()
+        if getattr(self, "editable_mode", False):
+            return
+        for name in ("packages", "vnfc_examples"):
+            target = Path(self.build_lib) / "coven" / "examples" / name
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(HERE.parents[1] / name, target, ignore=shutil.ignore_patterns("__pycache__", "*.o", "*.so"))
