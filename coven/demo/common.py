@@ -49,7 +49,8 @@ def deploy(report: Report, rest: Client, ports: dict[str, Any]) -> None:
         uploaded = upload(rest)
         report.note(f"package {uploaded['id']}: {uploaded['summary']}, {uploaded['bytes']} bytes")
     with report.step("Deploy it: start its components, open its ports, begin to forward"):
-        body = {"id": INSTANCE, "package": uploaded["id"], "ports": ports}
+        # asked for are `shared` and `fused`; granted is that both are processes that meet in shared memory
+        body = {"id": INSTANCE, "package": uploaded["id"], "ports": ports, "grants": {"*": "shared"}}
         follow(rest, rest.post("/v1/instances", body), report.note)
         instance = rest.get(f"/v1/instances/{INSTANCE}")
         for component in instance["components"]:

@@ -23,14 +23,13 @@ START_SECONDS = 20.0
 
 def follow(rest: Client, operation: dict[str, Any], note: Callable[[str], None]) -> dict[str, Any]:
     """Wait for an operation's end and note each step as it is done; raises the error of one that failed."""
-    shown = 0
+    shown: set[str] = set()
 
     def tell(now: dict[str, Any]) -> None:
-        nonlocal shown
-        done = [step for step in now["steps"] if step["state"] == "done"]
-        for step in done[shown:]:
-            note(f"{step['name']}: {step['ms']:.0f} ms")
-        shown = len(done)
+        for step in now["steps"]:
+            if step["state"] == "done" and step["name"] not in shown:
+                shown.add(step["name"])
+                note(f"{step['name']}: {step['ms']:.0f} ms")
 
     operation = rest.follow(operation, tell)
     if operation["state"] != "succeeded":
