@@ -253,6 +253,8 @@ static void rx_burst(struct coven_port *port, struct coven_rx *rx)
     uint64_t number;
     uint32_t segment;
 
+    bool has_copy = false;
+
     coven_rx_begin(rx, port->position);
     load_position(port, &number, &segment);
     for (uint32_t taken = 0; taken < MAX_TAKEN && rx->n < rx->n_handles; taken++) {
@@ -263,6 +265,10 @@ static void rx_burst(struct coven_port *port, struct coven_rx *rx)
 
         if (!(status & TP_STATUS_USER) || number - self->released >= self->slots)
             break;
+        /* Only the first copy in the queue can be looked at, and it stays there until it is booked. */
+        if (status & TP_STATUS_COPY && has_copy)
+            break;
+        has_copy |= (status & TP_STATUS_COPY) != 0;
         if (!frame_of(port, slot, status, number, &frame)) {
             rx->frames += segment == 0;
             rx->bytes += segment == 0 ? slot->tp_len : 0;
