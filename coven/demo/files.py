@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from coven.demo import common
@@ -11,6 +12,7 @@ from coven.demo.hosts import end_processes, identity, is_running
 from coven.demo.login import is_login
 from coven.demo.platform import Platform, follow, wait_until
 from coven.demo.report import Report
+from coven.errors import CovenError
 
 READ_SECONDS = 120.0
 
@@ -45,7 +47,7 @@ def run(report: Report, folder: Path, source: Path, target: Path) -> None:
             compare(report, target, wanted, log_ins, common.dropped_by_function(snapshot))
     finally:
         with report.step("Turn everything off"):
-            if is_running(process):
+            with contextlib.suppress(CovenError):  # what does not end by itself is ended below
                 platform.stop()
             end_processes(process)
             report.claim("the platform is gone", f"process {process[0]} ended", holds=not is_running(process))

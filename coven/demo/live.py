@@ -242,7 +242,7 @@ def end(report: Report, tag: str) -> None:
     with report.step("Turn everything off and clean up"):
         record = next(record for record in hosts.records() if record.tag == tag)
         if record.socket and hosts.is_running(record.platform):
-            with contextlib.suppress(CovenError, OSError):  # whatever did not end by itself is ended below
+            with contextlib.suppress(CovenError):  # what does not end by itself is ended below
                 Platform(Path(record.folder)).stop()
         hosts.remove(record)
         left = Hosts(tag).left() + ([record.folder] if Path(record.folder).exists() else [])
