@@ -163,7 +163,7 @@ class _Api:
         return bottle.HTTPResponse(contract.DOCUMENT.read_bytes(), 200, fields)
 
     def turn_off(self) -> Any:
-        body = _body("Off", required=False)
+        body = _body("OffRequest", required=False)
         self.platform.turn_off(force=body.get("force", False))
         return _json({"state": "stopping"}, 202)
 
