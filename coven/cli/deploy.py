@@ -117,8 +117,10 @@ def binding(text: str) -> Any:
     bound: dict[str, Any] = {"tool": tool}
     for part in filter(None, rest.split(",")):
         key, equals, given = part.partition("=")
-        if equals:
-            bound[key] = given if key in ("in", "out", "interface") else value(given)
+        if equals and key in ("in", "out"):
+            bound[key] = str(Path(given).absolute())  # the agent has another working directory
+        elif equals:
+            bound[key] = given if key == "interface" else value(given)
         else:
             bound["interface"] = part
     return bound

@@ -13,8 +13,8 @@ closes nothing.
 
 A successor of the supervisor that got the descriptors back from the keeper calls
 `adopt(opened.to_json(), fds)` and has the same object. `LinkWatcher` tells when an interface goes up, down
-or away. Whoever sends both descriptors of a port must not reorder them. Opening a port anew begins anew: positions that a worker
-stored for an earlier opening are recognised and ignored by the C side.
+or away. Whoever sends both descriptors of a port must not reorder them. Opening a port anew begins anew:
+positions that a worker stored for an earlier opening are recognised and ignored by the C side.
 """
 
 from __future__ import annotations

@@ -46,7 +46,8 @@ def list_interfaces() -> dict[str, Interface]:
         routes: dict[int, list[str]] = {}
         for message in netlink.get_routes():
             target = str(message.get_attr("RTA_DST") or "default")
-            if (message.get_attr("RTA_TABLE") or message["table"]) != MAIN_TABLE or target.startswith(("fe80:", "ff00:")):
+            table = message.get_attr("RTA_TABLE") or message["table"]
+            if table != MAIN_TABLE or target.startswith(("fe80:", "ff00:")):
                 continue
             routes.setdefault(message.get_attr("RTA_OIF") or 0, []).append(target)
         return {names[link["index"]]: _interface(link, names, addresses, routes) for link in links}
@@ -85,7 +86,9 @@ def check_interface(
     found = known.get(name)
     if found is None:
         usable = sorted(other.name for other in known.values() if _usable(other) and other.name not in taken)
-        offer = f"interfaces that could be used: {', '.join(usable[:8])}" if usable else "no interface here could be used"
+        offer = "no interface here could be used"
+        if usable:
+            offer = f"interfaces that could be used: {', '.join(usable[:8])}"
         hint = "; ".join(filter(None, [near_miss(name, usable), offer]))
         raise CovenError("port.interface-missing", f"there is no interface {name!r}", hint=hint, where=where)
     if found.is_loopback or not found.is_ethernet:
@@ -106,7 +109,10 @@ def _check_free(found: Interface, taken: Collection[str], where: Where) -> None:
     name = found.name
     if name in taken:
         raise CovenError(
-            "port.in-use", f"{name} is already a port", hint="bind another interface, or terminate what has it", where=where
+            "port.in-use",
+            f"{name} is already a port",
+            hint="bind another interface, or terminate what has it",
+            where=where,
         )
     if found.master:
         raise CovenError(
