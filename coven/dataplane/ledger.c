@@ -8,8 +8,6 @@
 #include "fault.h"
 #include "flow.h"
 
-#pragma weak coven_flow_table_bytes
-
 /* Stores before the barrier are carried out before stores after it; see the header. */
 #define BARRIER() __asm__ volatile("" ::: "memory")
 
@@ -23,7 +21,7 @@ static uint64_t line(uint64_t bytes)
 static uint64_t place(const struct coven_plan *plan, struct coven_ledger *ledger)
 {
     uint64_t at = line(sizeof(struct coven_ledger));
-    uint64_t flow_bytes = plan->n_flows > 0 && coven_flow_table_bytes ? coven_flow_table_bytes(plan->n_flows) : 0;
+    uint64_t flow_bytes = plan->n_flows > 0 ? coven_flow_table_bytes(plan->n_flows) : 0;
 
     ledger->n_buffers = plan->n_buffers;
     ledger->owner_offset = at;

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Packets go out: collected for each port, sent in bursts. A burst is named in the ledger's tx record before the
+ * kernel gets it, because between that and the booking nobody could tell whether it is outside. */
+#include <string.h>
+
+#include "fault.h"
+#include "worker.h"
+
+/* Bytes that the port's MTU counts: without Ethernet header and up to two VLAN tags (802.1Q, 802.1ad). */
+static uint32_t payload_bytes(const uint8_t *data, uint32_t length)
+{
+    uint32_t header = 14;
+
+    for (int tags = 0; tags < 2 && header + 4 <= length; tags++) {
+        uint16_t type = (uint16_t)(data[header - 2] << 8 | data[header - 1]);
+
+        if (type != 0x8100 && type != 0x88a8)
+            break;
+        header += 4;
+    }
+    return length > header ? length - header : 0;
+}
+
+void coven_egress_put(struct coven_worker *worker, uint32_t port, uint32_t handle)
+{
+    struct coven_port_link *link = &worker->port[port];
+    const struct coven_meta *meta = &worker->book.meta[handle];
+    uint32_t mtu = worker->plan->ports[port].mtu;
+
+    if (!link->attached) {
+        coven_book_drop(&worker->book, handle, COVEN_SCOPE_PORT(port), COVEN_DROP_PORT_DOWN);
+        return;
+    }
+    if (mtu != 0 && meta->length > mtu + 14u &&
+        payload_bytes(coven_worker_buffer(worker, handle) + meta->offset, meta->length) > mtu) {
+        coven_book_drop(&worker->book, handle, COVEN_SCOPE_PORT(port), COVEN_DROP_MTU_EXCEEDED);
+        return;
+    }
+    if (link->n == COVEN_BURST)
+        coven_egress_flush(worker, (uint16_t)port);
+    link->handle[link->n++] = handle;
+}
+
+static void book(struct coven_worker *worker, uint16_t port, const uint32_t *handles, uint16_t n,
+                 const uint8_t *results, const uint64_t position[2])
+{
+    struct coven_book *b = &worker->book;
+    struct coven_port *p = &worker->port[port].port;
+    uint64_t pkts = 0, bytes = 0;
+
+    /* each packet may be of another path and fail for another reason */
+    coven_book_room(b, n, 2u + 3u * n, 3);
+    for (uint16_t i = 0; i < n; i++) {
+        const struct coven_meta *meta = &b->meta[handles[i]];
+
+        coven_book_own(b, handles[i], 0);
+        if (results[i] != COVEN_TX_SENT) {
+            coven_book_count(b, COVEN_CELL_DROP(COVEN_SCOPE_PORT(port), results[i] % COVEN_MAX_REASONS), 1);
+            continue;
+        }
+        pkts++;
+        bytes += meta->length;
+        if (meta->path < COVEN_MAX_PATHS) {
+            coven_book_count(b, COVEN_CELL_PATH(meta->path, COVEN_PATH_TX_PKTS), 1);
+            coven_book_count(b, COVEN_CELL_PATH(meta->path, COVEN_PATH_TX_BYTES), meta->length);
+        }
+    }
+    coven_book_count(b, COVEN_CELL_PORT(port, COVEN_PORT_TX_PKTS), pkts);
+    coven_book_count(b, COVEN_CELL_PORT(port, COVEN_PORT_TX_BYTES), bytes);
+    coven_book_word(b, &p->position->tx[0], position[0]);
+    coven_book_word(b, &p->position->tx[1], position[1]);
+    coven_book_word(b, &b->ledger->tx.n, 0);
+    coven_book_commit(b);
+}
+
+uint32_t coven_egress_flush(struct coven_worker *worker, uint16_t port)
+{
+    struct coven_port_link *link = &worker->port[port];
+    struct coven_tx_record *record = &worker->book.ledger->tx;
+    struct coven_tx_packet pkts[COVEN_BURST];
+    uint8_t results[COVEN_BURST];
+    uint64_t position[2];
+    uint16_t n = link->n;
+
+    if (n == 0)
+        return 0;
+    for (uint16_t i = 0; i < n; i++) {
+        const struct coven_meta *meta = &worker->book.meta[link->handle[i]];
+
+        pkts[i] = (struct coven_tx_packet){
+            .data = coven_worker_buffer(worker, link->handle[i]) + meta->offset,
+            .length = meta->length,
+            .timestamp_ns = meta->timestamp_ns,
+            .cut = worker->book.ext[link->handle[i]].cut,
+        };
+    }
+    record->port = port;
+    memcpy(record->handle, link->handle, sizeof(record->handle[0]) * n);
+    __asm__ volatile("" ::: "memory"); /* the list before the number that makes it count */
+    record->n = n;
+    __asm__ volatile("" ::: "memory");
+    memcpy(position, link->port.position->tx, sizeof(position));
+    COVEN_FAULT("worker-before-tx");
+    link->port.ops->tx_burst(&link->port, pkts, n, results, position);
+    COVEN_FAULT("worker-after-tx");
+    link->n = 0;
+    book(worker, port, record->handle, n, results, position);
+    return n;
+}

@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Components that run inside the worker: one call for each burst, packets in place. Before each call a breadcrumb
+ * in the ledger names the component and the packets, so that a crash is booked on who caused it. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "worker.h"
+
+/* Time stamp counter: what CPU time cost is counted in. */
+static inline uint64_t cycles(void)
+{
+#if defined(__x86_64__)
+    return __builtin_ia32_rdtsc();
+#elif defined(__aarch64__)
+    uint64_t now;
+
+    __asm__ volatile("mrs %0, cntvct_el0" : "=r"(now));
+    return now;
+#else
+    return 0;
+#endif
+}
+
+int coven_fused_start(struct coven_worker *worker, uint16_t component, char *why, size_t why_bytes)
+{
+    struct coven_component_link *link = &worker->component[component];
+    struct coven_fused *fused = &link->fused;
+
+    if (fused->runtime || fused->code_fd < 0)
+        return 0;
+    fused->runtime = coven_runtime_start(fused->code_fd, fused->start, fused->start_bytes,
+                                         link->state_segment.base, 0, why, why_bytes);
+    close(fused->code_fd);
+    fused->code_fd = -1;
+    free(fused->start);
+    fused->start = NULL;
+    return fused->runtime ? 0 : -ENOEXEC;
+}
+
+void coven_fused_stop(struct coven_worker *worker, uint16_t component)
+{
+    struct coven_fused *fused = &worker->component[component].fused;
+
+    if (fused->runtime) {
+        coven_fused_drop_held(worker, component, COVEN_DROP_STOPPED);
+        coven_runtime_stop(fused->runtime);
+        fused->runtime = NULL;
+    }
+}
+
+static void fill_packet(struct coven_worker *worker, uint32_t handle, struct coven_packet *pkt)
+{
+    struct coven_meta *meta = &worker->book.meta[handle];
+
+    meta->verdict = COVEN_FORWARD;
+    meta->output = 0;
+    pkt->data = coven_worker_buffer(worker, handle) + meta->offset;
+    pkt->meta = meta;
+    pkt->ext = &worker->book.ext[handle];
+    pkt->room_front = meta->offset;
+    pkt->room_back = worker->plan->buffer_bytes - meta->offset - meta->length;
+}
+
+static void leave_breadcrumb(struct coven_worker *worker, uint16_t component, const uint32_t *handles, uint16_t n)
+{
+    struct coven_breadcrumb *crumb = &worker->book.ledger->breadcrumb;
+
+    memcpy(crumb->handle, handles, sizeof(handles[0]) * n);
+    crumb->n = n;
+    __asm__ volatile("" ::: "memory"); /* the list before the number that makes it count */
+    crumb->component = component + 1u;
+    __asm__ volatile("" ::: "memory");
+}
+
+static void clear_breadcrumb(struct coven_worker *worker)
+{
+    __asm__ volatile("" ::: "memory");
+    worker->book.ledger->breadcrumb.component = 0;
+}
+
+static void hold(struct coven_worker *worker, uint16_t component, const struct coven_packet *pkt, uint32_t handle)
+{
+    struct coven_fused *fused = &worker->component[component].fused;
+
+    if (fused->held.n >= worker->plan->components[component].hold_limit) {
+        coven_book_drop(&worker->book, handle, COVEN_SCOPE_COMPONENT(component), COVEN_DROP_HOLD_LIMIT);
+        return;
+    }
+    coven_runtime_hold(fused->runtime, pkt);
+    coven_track_append(worker, &fused->held, handle, COVEN_HOLDER(COVEN_OWNER_FUSED, component));
+    coven_book_room(&worker->book, 1, 0, 0);
+    coven_book_own(&worker->book, handle, coven_owner(COVEN_OWNER_FUSED, component, 0, 0));
+}
+
+/* Carry a verdict out. A fused component is trusted not to write elsewhere, but not to be free of mistakes. */
+static void follow_verdict(struct coven_worker *worker, uint16_t hop, const struct coven_packet *pkt,
+                           uint32_t handle, uint8_t verdict, uint8_t output)
+{
+    const struct coven_plan_hop *place = &worker->plan->hops[hop];
+    const struct coven_plan_component *plan = &worker->plan->components[place->component];
+    const struct coven_meta *meta = &worker->book.meta[handle];
+    uint32_t scope = COVEN_SCOPE_COMPONENT(place->component);
+    struct coven_book *book = &worker->book;
+
+    if ((uint32_t)meta->offset + meta->length > worker->plan->buffer_bytes || meta->length == 0 ||
+        verdict > COVEN_CONSUME || (verdict == COVEN_FORWARD && output >= plan->outputs)) {
+        coven_book_room(book, 1, 2, 0);
+        coven_book_count(book, COVEN_CELL_COMPONENT(place->component, COVEN_COMPONENT_VIOLATIONS), 1);
+        coven_book_drop(book, handle, scope, COVEN_DROP_COMPONENT_VIOLATION);
+    } else if (verdict == COVEN_FORWARD) {
+        coven_book_room(book, 0, 1, 0);
+        coven_book_count(book, COVEN_CELL_COMPONENT(place->component, COVEN_COMPONENT_OUT_PKTS), 1);
+        coven_graph_put(worker, handle, &place->next[output], scope);
+    } else if (verdict == COVEN_DROP) {
+        coven_book_drop(book, handle, scope, COVEN_DROP_COMPONENT_VERDICT);
+    } else if (verdict == COVEN_HOLD) {
+        hold(worker, place->component, pkt, handle);
+    } else {
+        coven_book_room(book, 1, 1, 0);
+        coven_book_count(book, COVEN_CELL_COMPONENT(place->component, COVEN_COMPONENT_CONSUMED), 1);
+        coven_book_own(book, handle, 0);
+    }
+}
+
+void coven_fused_process(struct coven_worker *worker, uint16_t hop, const uint32_t *handles, uint16_t n)
+{
+    uint16_t component = worker->plan->hops[hop].component;
+    struct coven_fused *fused = &worker->component[component].fused;
+    struct coven_packet pkts[COVEN_BURST];
+    uint64_t before;
+
+    if (!fused->runtime) {
+        coven_graph_component_down(worker, hop, handles, n);
+        return;
+    }
+    for (uint16_t i = 0; i < n; i++)
+        fill_packet(worker, handles[i], &pkts[i]);
+    leave_breadcrumb(worker, component, handles, n);
+    before = cycles();
+    coven_runtime_process(fused->runtime, pkts, n);
+    clear_breadcrumb(worker);
+    coven_book_room(&worker->book, 0, 2, 0);
+    coven_book_count(&worker->book, COVEN_CELL_COMPONENT(component, COVEN_COMPONENT_CYCLES), cycles() - before);
+    coven_book_count(&worker->book, COVEN_CELL_COMPONENT(component, COVEN_COMPONENT_IN_PKTS), n);
+    for (uint16_t i = 0; i < n; i++) {
+        const struct coven_meta *meta = &worker->book.meta[handles[i]];
+
+        follow_verdict(worker, hop, &pkts[i], handles[i], meta->verdict, meta->output);
+    }
+}
+
+/* ---- held packets ------------------------------------------------------------------------------ */
+static uint32_t collect(struct coven_worker *worker, uint16_t component)
+{
+    struct coven_fused *fused = &worker->component[component].fused;
+    struct coven_runtime_release released[COVEN_BURST];
+    uint16_t n = coven_runtime_released(fused->runtime, released, COVEN_BURST);
+
+    coven_book_room(&worker->book, COVEN_BURST, 8, 0);
+    for (uint16_t i = 0; i < n; i++) {
+        uint32_t handle = released[i].handle;
+
+        if (handle >= worker->book.n_buffers ||
+            worker->track[handle].holder != COVEN_HOLDER(COVEN_OWNER_FUSED, component))
+            continue;
+        coven_track_remove(worker, &fused->held, handle);
+        coven_book_own(&worker->book, handle, coven_owner(COVEN_OWNER_WORKER, 0, 0, 0));
+        /* a packet that was just released cannot be held again by the same call */
+        if (released[i].verdict == COVEN_HOLD)
+            released[i].verdict = COVEN_DROP;
+        follow_verdict(worker, worker->book.meta[handle].hop, NULL, handle, released[i].verdict,
+                       released[i].output);
+    }
+    coven_book_commit(&worker->book);
+    coven_graph_walk(worker);
+    return n;
+}
+
+uint32_t coven_fused_collect(struct coven_worker *worker)
+{
+    uint32_t done = 0;
+
+    for (uint16_t c = 0; c < worker->plan->n_components; c++)
+        if (worker->component[c].fused.runtime && worker->component[c].fused.held.n > 0)
+            done += collect(worker, c);
+    return done;
+}
+
+uint32_t coven_fused_drop_held(struct coven_worker *worker, uint16_t component, uint32_t reason)
+{
+    struct coven_fused *fused = &worker->component[component].fused;
+    uint32_t n = 0;
+
+    while (fused->held.first != COVEN_NO_HANDLE) {
+        uint32_t handle = fused->held.first;
+
+        coven_runtime_forget(fused->runtime, handle);
+        coven_track_remove(worker, &fused->held, handle);
+        coven_book_drop(&worker->book, handle, COVEN_SCOPE_COMPONENT(component), reason);
+        n++;
+    }
+    return n;
+}
+
+void coven_fused_tick(struct coven_worker *worker)
+{
+    for (uint16_t c = 0; c < worker->plan->n_components; c++) {
+        struct coven_fused *fused = &worker->component[c].fused;
+        uint64_t hold_ns = worker->plan->components[c].hold_ms * COVEN_NS_PER_MS;
+
+        if (!fused->runtime)
+            continue;
+        if (worker->now_ns >= fused->tick_ns || fused->held.n > 0) {
+            leave_breadcrumb(worker, c, NULL, 0);
+            coven_runtime_tick(fused->runtime, worker->now_ns);
+            clear_breadcrumb(worker);
+            fused->tick_ns = worker->now_ns + COVEN_NS_PER_S;
+        }
+        coven_fused_collect(worker);
+        while (fused->held.first != COVEN_NO_HANDLE &&
+               worker->track[fused->held.first].since_ns + hold_ns < worker->now_ns) {
+            uint32_t handle = fused->held.first;
+
+            coven_runtime_forget(fused->runtime, handle);
+            coven_track_remove(worker, &fused->held, handle);
+            coven_book_drop(&worker->book, handle, COVEN_SCOPE_COMPONENT(c), COVEN_DROP_HOLD_TIMEOUT);
+        }
+    }
+}

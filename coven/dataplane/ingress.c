@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Packets come in: one burst of a port is received into free buffers, booked in one intent together with the port's
+ * new position, and walked through the graph. A worker killed before the booking has received nothing: its
+ * successor reads the same packets again. */
+#include "fault.h"
+#include "worker.h"
+
+/* splitmix64: good enough to decide alike for every replay, not secret. */
+static uint32_t next_random(struct coven_worker *worker)
+{
+    uint64_t x = worker->random += 0x9e3779b97f4a7c15ull;
+
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+    return (uint32_t)((x ^ (x >> 31)) >> 32);
+}
+
+static void fill_meta(struct coven_worker *worker, uint16_t port, const struct coven_rx *rx)
+{
+    uint16_t path = (uint16_t)worker->plan->ports[port].path;
+
+    for (uint16_t i = 0; i < rx->n; i++) {
+        uint32_t handle = rx->handles[i];
+
+        worker->book.meta[handle] = (struct coven_meta){
+            .handle = handle,
+            .offset = rx->meta[i].offset,
+            .length = rx->meta[i].length,
+            .port = port,
+            .path = path,
+            .hop = COVEN_NO_HOP,
+            .flow = COVEN_NO_FLOW,
+            .timestamp_ns = rx->meta[i].timestamp_ns,
+            .random = next_random(worker),
+        };
+        worker->book.ext[handle].cut = rx->cut[i];
+    }
+}
+
+static void book(struct coven_worker *worker, uint16_t port, const struct coven_rx *rx)
+{
+    struct coven_book *b = &worker->book;
+    struct coven_port *p = &worker->port[port].port;
+    uint32_t path = worker->plan->ports[port].path;
+
+    coven_book_count(b, COVEN_CELL_PORT(port, COVEN_PORT_RX_PKTS), rx->frames);
+    coven_book_count(b, COVEN_CELL_PORT(port, COVEN_PORT_RX_BYTES), rx->bytes);
+    if (rx->created > 0)
+        coven_book_count(b, COVEN_CELL_PORT(port, COVEN_PORT_CREATED), rx->created);
+    if (path < COVEN_MAX_PATHS) {
+        coven_book_count(b, COVEN_CELL_PATH(path, COVEN_PATH_RX_PKTS), rx->frames);
+        coven_book_count(b, COVEN_CELL_PATH(path, COVEN_PATH_RX_BYTES), rx->bytes);
+    }
+    for (uint16_t i = 0; i < rx->n_drops; i++)
+        coven_book_count(b, COVEN_CELL_DROP(COVEN_SCOPE_PORT(port), rx->drops[i].reason), rx->drops[i].n);
+    for (uint16_t i = 0; i < rx->n; i++)
+        coven_book_own(b, rx->handles[i], coven_owner(COVEN_OWNER_WORKER, 0, 0, 0));
+    coven_book_word(b, &p->position->rx[0], rx->position[0]);
+    coven_book_word(b, &p->position->rx[1], rx->position[1]);
+    /* before the commit: that puts buffers on top which became free meanwhile */
+    coven_book_take_free(b, rx->n);
+    coven_book_commit(b);
+}
+
+/* Give the packets their flows; those without room in the flow table are dropped. Returns how many stay. */
+static uint16_t find_flows(struct coven_worker *worker, uint32_t *handles, uint16_t n)
+{
+    uint16_t kept = 0;
+
+    for (uint16_t i = 0; i < n; i++) {
+        struct coven_meta *meta = &worker->book.meta[handles[i]];
+        const uint8_t *data = coven_worker_buffer(worker, handles[i]) + meta->offset;
+        int reason = coven_flow_lookup(worker->flows, data, meta->length, meta, worker->now_ns);
+
+        if (reason > 0)
+            coven_book_drop(&worker->book, handles[i], COVEN_SCOPE_WORKER, (uint32_t)reason - 1u);
+        else
+            handles[kept++] = handles[i];
+    }
+    return kept;
+}
+
+static void enter(struct coven_worker *worker, uint16_t port, uint32_t *handles, uint16_t n)
+{
+    const struct coven_plan_port *plan = &worker->plan->ports[port];
+    uint32_t path = plan->path < COVEN_MAX_PATHS ? plan->path : COVEN_MAX_PATHS;
+
+    if (worker->path_has_flows[path])
+        n = find_flows(worker, handles, n);
+    for (uint16_t i = 0; i < n; i++) {
+        if (plan->first_hop != COVEN_NO_HOP)
+            coven_graph_put_hop(worker, handles[i], plan->first_hop);
+        else if (plan->first_port != COVEN_NO_PORT)
+            coven_egress_put(worker, plan->first_port, handles[i]);
+        else
+            coven_book_drop(&worker->book, handles[i], COVEN_SCOPE_PORT(port), COVEN_DROP_NO_PATH);
+    }
+    coven_graph_walk(worker);
+}
+
+uint32_t coven_ingress_burst(struct coven_worker *worker, uint16_t port)
+{
+    struct coven_port *p = &worker->port[port].port;
+    struct coven_rx *rx = &worker->rx;
+    uint32_t handles[COVEN_BURST];
+
+    /* commits what is open if it must, so nothing becomes free between the peek and the booking */
+    coven_book_room(&worker->book, COVEN_BURST, 4 + COVEN_RX_DROPS + 4, 2);
+    rx->handles = handles;
+    rx->n_handles = coven_book_peek_free(&worker->book, handles, COVEN_BURST);
+    if (rx->n_handles == 0)
+        return 0; /* the packets wait where they are until a buffer is free */
+    rx->now_ns = worker->wall_ns;
+    rx->n = 0;
+    rx->frames = 0;
+    rx->bytes = 0;
+    rx->created = 0;
+    rx->n_drops = 0;
+    rx->position[0] = p->position->rx[0];
+    rx->position[1] = p->position->rx[1];
+    p->ops->rx_burst(p, rx);
+    if (rx->n == 0 && rx->frames == 0 && rx->n_drops == 0 && rx->position[0] == p->position->rx[0] &&
+        rx->position[1] == p->position->rx[1])
+        return 0;
+    COVEN_FAULT("worker-after-rx");
+    fill_meta(worker, port, rx);
+    book(worker, port, rx);
+    p->ops->rx_release(p);
+    enter(worker, port, handles, rx->n);
+    return rx->n + 1u;
+}

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Flows end. Their slot is given to another flow only after every component that may keep state of them has
+ * deallocated it (or is gone, or had its time): an entry of kind flow-removed goes to each and comes back. */
+#include "worker.h"
+
+#define ANSWER_NS (2 * COVEN_NS_PER_S) /* a component that has not answered by then is not waited for */
+
+static bool keeps_state(const struct coven_worker *worker, uint16_t component)
+{
+    return worker->plan->components[component].state_bytes > 0;
+}
+
+/* Tell one component; false when it has to be tried again. */
+static bool tell(struct coven_worker *worker, struct coven_removal *removal, uint16_t component)
+{
+    uint64_t bit = 1ull << component;
+
+    if (worker->plan->components[component].isolation == COVEN_FUSED) {
+        struct coven_meta meta = {
+            .handle = COVEN_NO_HANDLE,
+            .flow = removal->flow,
+            .flow_epoch = removal->epoch,
+            .kind = COVEN_ENTRY_FLOW_REMOVED,
+        };
+
+        if (worker->component[component].fused.runtime)
+            coven_runtime_flow_removed(worker->component[component].fused.runtime, &meta);
+        removal->to_answer &= ~bit;
+    } else {
+        struct coven_replica_link *link = coven_replica_choose(worker, component, removal->flow);
+
+        if (!link->attached)
+            removal->to_answer &= ~bit; /* another epoch tells its successor that the state is not this flow's */
+        else if (!coven_replica_tell(worker, link, removal->flow, removal->epoch))
+            return false;
+    }
+    removal->to_tell &= ~bit;
+    return true;
+}
+
+static void begin(struct coven_worker *worker, uint32_t flow)
+{
+    struct coven_removal *removal = &worker->removal[worker->n_removals++];
+
+    *removal = (struct coven_removal){
+        .flow = flow,
+        .epoch = coven_flow_epoch(worker->flows, flow),
+        .deadline_ns = worker->now_ns + ANSWER_NS,
+    };
+    for (uint16_t c = 0; c < worker->plan->n_components; c++)
+        if (keeps_state(worker, c))
+            removal->to_tell |= 1ull << c;
+    removal->to_answer = removal->to_tell;
+}
+
+void coven_removal_turn(struct coven_worker *worker)
+{
+    uint32_t ended[COVEN_MAX_REMOVALS];
+    uint16_t n, room;
+
+    if (!worker->flows)
+        return;
+    room = (uint16_t)(COVEN_MAX_REMOVALS - worker->n_removals);
+    n = room > 0 ? coven_flow_expire(worker->flows, worker->now_ns, ended, room) : 0;
+    for (uint16_t i = 0; i < n; i++)
+        begin(worker, ended[i]);
+    for (uint32_t i = 0; i < worker->n_removals;) {
+        struct coven_removal *removal = &worker->removal[i];
+
+        for (uint16_t c = 0; c < worker->plan->n_components && removal->to_tell != 0; c++)
+            if ((removal->to_tell >> c & 1) != 0 && !tell(worker, removal, c))
+                continue;
+        if ((removal->to_tell | removal->to_answer) != 0 && worker->now_ns < removal->deadline_ns) {
+            i++;
+            continue;
+        }
+        coven_flow_release(worker->flows, removal->flow);
+        *removal = worker->removal[--worker->n_removals];
+    }
+}
+
+bool coven_removal_answer(struct coven_worker *worker, uint16_t component, uint32_t flow, uint16_t epoch)
+{
+    uint64_t bit = 1ull << component;
+
+    for (uint32_t i = 0; i < worker->n_removals; i++) {
+        struct coven_removal *removal = &worker->removal[i];
+
+        if (removal->flow != flow || removal->epoch != epoch)
+            continue;
+        if ((removal->to_answer & bit) == 0 || (removal->to_tell & bit) != 0)
+            return false;
+        removal->to_answer &= ~bit;
+        return true;
+    }
+    return false;
+}
+
+void coven_removal_component_gone(struct coven_worker *worker, uint16_t component)
+{
+    for (uint32_t i = 0; i < worker->n_removals; i++) {
+        worker->removal[i].to_tell &= ~(1ull << component);
+        worker->removal[i].to_answer &= ~(1ull << component);
+    }
+}

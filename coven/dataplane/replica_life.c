@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Replicas come and go: attaching their segments, and sweeping up what a dead one had. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "worker.h"
+
+static uint64_t round_to(uint64_t value, uint64_t to)
+{
+    return (value + to - 1) / to * to;
+}
+
+/* The same geometry as layout.py writes into the header; the header itself is the component's to write. */
+struct geometry {
+    uint64_t in_meta, in_ext, out_meta, out_ext, data, bytes;
+};
+
+static void geometry_of(const struct coven_plan *plan, const struct coven_plan_component *component,
+                        struct geometry *g)
+{
+    uint64_t lines = (uint64_t)component->ring_size * sizeof(struct coven_meta);
+
+    g->in_meta = sizeof(struct coven_replica);
+    g->in_ext = g->in_meta + lines;
+    g->out_meta = g->in_ext + lines;
+    g->out_ext = g->out_meta + lines;
+    g->data = round_to(g->out_ext + lines, 4096);
+    g->bytes = g->data;
+    if (component->isolation == COVEN_COPY)
+        g->bytes += (uint64_t)component->n_buffers * plan->buffer_bytes;
+}
+
+/* ---- attach ------------------------------------------------------------------------------------ */
+static void close_link(struct coven_replica_link *link)
+{
+    if (link->in.doorbell >= 0)
+        close(link->in.doorbell);
+    if (link->out.doorbell >= 0)
+        close(link->out.doorbell);
+    link->in.doorbell = -1;
+    link->out.doorbell = -1;
+    coven_segment_unmap(&link->segment);
+    link->attached = false;
+    link->unpublished = false;
+    link->seen_broken = 0;
+}
+
+static void open_rings(struct coven_worker *worker, struct coven_replica_link *link, int to_component,
+                       int to_worker)
+{
+    const struct coven_ledger_replica *known = &worker->book.ledger->replica[link->number];
+    struct coven_replica *replica = link->segment.base;
+    uint8_t *base = link->segment.base;
+    uint32_t size = link->plan->ring_size;
+    struct geometry g;
+
+    geometry_of(worker->plan, link->plan, &g);
+    coven_ring_side_init(&link->in, &replica->in, (struct coven_meta *)(base + g.in_meta),
+                         (struct coven_meta_ext *)(base + g.in_ext), size, (uint32_t)known->in_tail, to_component);
+    link->in.peer = link->in.position - size; /* full until the component's head is read */
+    coven_ring_side_init(&link->out, &replica->out, (struct coven_meta *)(base + g.out_meta),
+                         (struct coven_meta_ext *)(base + g.out_ext), size, (uint32_t)known->out_head, to_worker);
+    link->buffers = link->plan->isolation == COVEN_COPY ? base + g.data : NULL;
+    /* a predecessor may have died between the ledger's positions and the ring's */
+    coven_ring_taken(&link->out, link->out.position);
+    coven_ring_publish(&link->in, link->in.position);
+    coven_ring_awake(&link->out);
+}
+
+int coven_replica_attach(struct coven_worker *worker, uint32_t number, const int fds[3], char *why,
+                         size_t why_bytes)
+{
+    struct coven_replica_link *link;
+    struct coven_ledger_replica *known;
+    struct coven_segment segment;
+    struct geometry g;
+    uint64_t dropped, staged;
+    int error;
+
+    if (number >= worker->plan->n_replicas) {
+        snprintf(why, why_bytes, "replica %u: the plan has %u", number, worker->plan->n_replicas);
+        return -EINVAL;
+    }
+    link = &worker->replica[number];
+    known = &worker->book.ledger->replica[number];
+    geometry_of(worker->plan, link->plan, &g);
+    error = coven_segment_map(&segment, fds[0], COVEN_SEGMENT_REPLICA, g.bytes, true, why, why_bytes);
+    if (error)
+        return error;
+    if (link->attached || (known->segment != 0 && known->segment != segment.identity)) {
+        coven_replica_sweep(worker, number, COVEN_DROP_COMPONENT_CRASH, &dropped, &staged);
+        coven_book_room(&worker->book, 0, 1, 0);
+        coven_book_count(&worker->book, COVEN_CELL_COMPONENT(link->component, COVEN_COMPONENT_RESTARTS), 1);
+    }
+    if (known->segment != segment.identity) {
+        coven_book_room(&worker->book, 0, 0, 3);
+        coven_book_word(&worker->book, &known->segment, segment.identity);
+        coven_book_word(&worker->book, &known->in_tail, 0);
+        coven_book_word(&worker->book, &known->out_head, 0);
+    }
+    coven_book_commit(&worker->book);
+    link->segment = segment;
+    open_rings(worker, link, fds[1], fds[2]);
+    link->attached = true;
+    return 0;
+}
+
+/* ---- sweep ------------------------------------------------------------------------------------- */
+/* Outputs that were staged, and whose flow state is committed: the component had done its work, only the ring did
+ * not show it yet. Returns how many were forwarded. */
+static uint64_t take_staged(struct coven_worker *worker, struct coven_replica_link *link)
+{
+    const struct coven_state_view *state = &worker->component[link->component].state;
+    uint64_t taken = 0;
+
+    if (link->plan->state_bytes == 0)
+        return 0;
+    for (uint32_t i = 0; i < link->out.size; i++) {
+        uint32_t position = link->out.position + i;
+        uint32_t slot = coven_ring_slot(&link->out, position);
+        struct coven_meta_ext ext = link->out.ext[slot];
+        struct coven_meta entry = link->out.meta[slot];
+        uint32_t named = entry.handle, handle;
+
+        if (ext.staged_position != position)
+            break;
+        if (ext.staged_commit == 0 || entry.kind != COVEN_ENTRY_PACKET)
+            continue;
+        if (link->buffers)
+            named = named < link->plan->n_buffers ? link->packet_of[named] : COVEN_NO_HANDLE;
+        if (named >= worker->book.n_buffers ||
+            worker->track[named].holder != COVEN_HOLDER(COVEN_OWNER_REPLICA, link->number))
+            continue;
+        if (!coven_state_committed(state, worker->book.meta[named].flow, worker->book.meta[named].flow_epoch,
+                                   ext.staged_commit))
+            continue;
+        coven_book_room(&worker->book, 1, 8, 0);
+        handle = coven_replica_judge(worker, link, &entry, &ext);
+        coven_book_commit(&worker->book);
+        if (handle != COVEN_NO_HANDLE) {
+            coven_replica_pass_on(worker, link, &handle, 1);
+            taken++;
+        }
+    }
+    return taken;
+}
+
+/* No component will touch these buffers any more: those in quarantine are free, late copies are none. */
+static void end_quarantine(struct coven_worker *worker, struct coven_replica_link *link)
+{
+    for (uint32_t handle = 0; handle < worker->book.n_buffers; handle++) {
+        if (worker->track[handle].holder != COVEN_HOLDER(COVEN_OWNER_QUARANTINE, link->number))
+            continue;
+        worker->track[handle].holder = 0;
+        coven_book_room(&worker->book, 1, 0, 0);
+        coven_book_own(&worker->book, handle, 0);
+    }
+    if (!link->packet_of)
+        return;
+    memset(link->late, 0, link->plan->n_buffers);
+    link->n_free_copies = 0;
+    for (uint32_t copy = link->plan->n_buffers; copy-- > 0;) {
+        link->packet_of[copy] = COVEN_COPY_NONE;
+        link->free_copies[link->n_free_copies++] = copy;
+    }
+}
+
+void coven_replica_sweep(struct coven_worker *worker, uint32_t number, uint32_t reason, uint64_t *dropped,
+                         uint64_t *staged)
+{
+    struct coven_replica_link *link = &worker->replica[number];
+    struct coven_ledger_replica *known = &worker->book.ledger->replica[number];
+
+    *dropped = 0;
+    *staged = 0;
+    if (link->attached) {
+        /* nothing new goes in while its packets run on through the graph */
+        link->attached = false;
+        while (coven_replica_take(worker, link) > 0)
+            ;
+        *staged = take_staged(worker, link);
+    }
+    while (link->given.first != COVEN_NO_HANDLE) {
+        uint32_t handle = link->given.first;
+
+        coven_track_remove(worker, &link->given, handle);
+        coven_book_drop(&worker->book, handle, COVEN_SCOPE_COMPONENT(link->component), reason);
+        ++*dropped;
+    }
+    end_quarantine(worker, link);
+    coven_book_room(&worker->book, 0, 0, 3);
+    coven_book_word(&worker->book, &known->segment, 0);
+    coven_book_word(&worker->book, &known->in_tail, 0);
+    coven_book_word(&worker->book, &known->out_head, 0);
+    coven_book_commit(&worker->book);
+    close_link(link);
+    coven_removal_component_gone(worker, link->component);
+}
+
+/* ---- start of a worker --------------------------------------------------------------------------- */
+int coven_replica_prepare(struct coven_worker *worker)
+{
+    const struct coven_plan *plan = worker->plan;
+
+    for (uint16_t c = 0; c < plan->n_components; c++) {
+        const struct coven_plan_component *component = &plan->components[c];
+
+        for (uint32_t r = 0; component->isolation != COVEN_FUSED && r < component->n_replicas; r++) {
+            uint32_t number = component->first_replica + r;
+            struct coven_replica_link *link = &worker->replica[number];
+
+            link->plan = component;
+            link->component = c;
+            link->number = (uint16_t)number;
+            link->in.doorbell = -1;
+            link->out.doorbell = -1;
+            coven_track_clear(&link->given);
+            if (component->isolation != COVEN_COPY)
+                continue;
+            link->packet_of = calloc(component->n_buffers, sizeof(link->packet_of[0]));
+            link->free_copies = calloc(component->n_buffers, sizeof(link->free_copies[0]));
+            link->late = (uint8_t *)worker->book.ledger + worker->book.ledger->replica[number].late_offset;
+            if (!link->packet_of || !link->free_copies)
+                return -ENOMEM;
+        }
+    }
+    return 0;
+}
+
+struct given {
+    uint32_t position, handle;
+};
+
+/* Positions run over 32 bits: what counts is the distance to the tail, and all lie behind it. */
+static int by_distance(const void *a, const void *b, void *tail)
+{
+    uint32_t x = *(const uint32_t *)tail - ((const struct given *)a)->position;
+    uint32_t y = *(const uint32_t *)tail - ((const struct given *)b)->position;
+
+    return x < y ? 1 : x > y ? -1 : 0;
+}
+
+static void rebuild_given(struct coven_worker *worker, struct coven_replica_link *link, struct given *scratch)
+{
+    uint32_t tail = (uint32_t)worker->book.ledger->replica[link->number].in_tail;
+    size_t n = 0;
+
+    for (uint32_t handle = 0; handle < worker->book.n_buffers; handle++) {
+        uint64_t owner = worker->book.owner[handle];
+
+        if (coven_owner_number(owner) != link->number)
+            continue;
+        if (coven_owner_kind(owner) == COVEN_OWNER_QUARANTINE)
+            worker->track[handle].holder = COVEN_HOLDER(COVEN_OWNER_QUARANTINE, link->number);
+        if (coven_owner_kind(owner) != COVEN_OWNER_REPLICA)
+            continue;
+        scratch[n++] = (struct given){coven_owner_position(owner), handle};
+        if (link->packet_of)
+            link->packet_of[coven_owner_copy_buffer(owner)] = handle;
+    }
+    qsort_r(scratch, n, sizeof(scratch[0]), by_distance, &tail);
+    for (size_t i = 0; i < n; i++)
+        coven_track_append(worker, &link->given, scratch[i].handle,
+                           COVEN_HOLDER(COVEN_OWNER_REPLICA, link->number));
+}
+
+static void rebuild_copies(struct coven_worker *worker, struct coven_replica_link *link)
+{
+    uint32_t n = link->plan->n_buffers;
+
+    link->n_free_copies = 0;
+    for (uint32_t copy = n; copy-- > 0;) {
+        if (link->packet_of[copy] < worker->book.n_buffers) {
+            link->late[copy] = 0; /* taking it away was begun and never booked */
+        } else if (link->late[copy] != 0) {
+            link->packet_of[copy] = COVEN_COPY_LATE;
+        } else {
+            link->free_copies[link->n_free_copies++] = copy;
+        }
+    }
+}
+
+int coven_replica_rebuild(struct coven_worker *worker)
+{
+    struct given *scratch = calloc(worker->book.n_buffers, sizeof(*scratch));
+
+    if (!scratch)
+        return -ENOMEM;
+    for (uint32_t r = 0; r < worker->plan->n_replicas; r++) {
+        struct coven_replica_link *link = &worker->replica[r];
+
+        if (link->packet_of)
+            memset(link->packet_of, 0xff, sizeof(link->packet_of[0]) * link->plan->n_buffers);
+        rebuild_given(worker, link, scratch);
+        if (link->packet_of)
+            rebuild_copies(worker, link);
+    }
+    free(scratch);
+    return 0;
+}

@@ -1,0 +1,304 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The worker: one process, one core, one loop that moves packets between ports and components. This header is the
+ * worker's own memory; everything that must survive it lies in the ledger (ledger.h).
+ *
+ *   ingress.c   rx bursts of the ports, booked, given a flow, put into the graph
+ *   graph.c     walks a burst along the hops of its path
+ *   fused.c     components called inside the worker
+ *   replica.c   components in processes of their own, behind two rings; replica_life.c: attach and sweep
+ *   egress.c    tx bursts of the ports
+ *   removal.c   flows that end: told to every component that may keep state of them
+ *   recovery.c  what a killed worker left behind
+ *   control.c   the supervisor's messages; snapshot.c: all counters and owners at one moment
+ *   wait.c      what the worker does when there is nothing to do */
+#ifndef COVEN_WORKER_H
+#define COVEN_WORKER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <coven/abi.h>
+
+#include "flow.h"
+#include "ledger.h"
+#include "port.h"
+#include "ring.h"
+#include "runtime.h"
+#include "segment.h"
+#include "state.h"
+
+#define COVEN_NS_PER_MS 1000000ull
+#define COVEN_NS_PER_S 1000000000ull
+#define COVEN_MAX_REMOVALS 64u
+#define COVEN_COPY_NONE 0xffffffffu /* copy buffer without a packet */
+#define COVEN_COPY_LATE 0xfffffffeu /* its packet was taken away, the component has not given it back */
+
+/* Packets outside the worker's hands, in the order in which they were given away. */
+struct coven_track {
+    uint32_t next, prev; /* COVEN_NO_HANDLE: end of the list */
+    uint64_t since_ns;   /* CLOCK_MONOTONIC */
+    uint32_t holder;     /* what the owner word will say once the open intent is committed; 0: nobody */
+};
+
+/* Values of coven_track.holder. */
+#define COVEN_HOLDER(kind, number) ((uint32_t)(kind) << 8 | (number))
+
+struct coven_track_list {
+    uint32_t first, last, n;
+};
+
+struct coven_fused {
+    struct coven_runtime *runtime; /* NULL: not loaded; packets meet on_failure */
+    int code_fd;                   /* -1: none given yet */
+    char *start;                   /* text of the start request */
+    size_t start_bytes;
+    struct coven_track_list held;
+    uint64_t tick_ns; /* when the next tick is due */
+};
+
+struct coven_replica_link {
+    const struct coven_plan_component *plan;
+    uint16_t component; /* index */
+    uint16_t number;    /* through all components */
+    bool attached;
+    bool unpublished;    /* entries were written that its in-ring does not show yet */
+    struct coven_segment segment;
+    struct coven_ring_side in;  /* worker -> component, we produce */
+    struct coven_ring_side out; /* component -> worker, we consume */
+    struct coven_track_list given;
+    uint32_t seen_broken; /* impossible ring words already counted as violations */
+    /* copy: the replica's own buffers */
+    uint8_t *buffers;
+    uint32_t *packet_of; /* by copy buffer: pool handle, COVEN_COPY_NONE or COVEN_COPY_LATE */
+    uint32_t *free_copies;
+    uint32_t n_free_copies;
+    uint8_t *late; /* in the ledger */
+};
+
+struct coven_component_link {
+    const struct coven_plan_component *plan;
+    struct coven_segment state_segment;
+    struct coven_state_view state;
+    struct coven_fused fused;
+};
+
+struct coven_port_link {
+    struct coven_port port;
+    bool given;        /* a PORT message came */
+    bool attached;
+    uint64_t missed;   /* rx_missed when last asked */
+    uint64_t muted_ns; /* not polled before this time, because its descriptor is in error */
+    uint16_t n;      /* packets waiting for the next tx burst */
+    uint32_t handle[COVEN_BURST];
+};
+
+/* A flow that ended and that some components have still to forget. */
+struct coven_removal {
+    uint32_t flow;
+    uint16_t epoch;
+    uint64_t deadline_ns;
+    uint64_t to_tell;  /* bit for each component */
+    uint64_t to_answer;
+};
+
+struct coven_graph {
+    uint64_t waiting[COVEN_MAX_HOPS / 64]; /* hops that have packets */
+    uint16_t n[COVEN_MAX_HOPS];
+    uint32_t handle[COVEN_MAX_HOPS][COVEN_BURST];
+};
+
+struct coven_recovery {
+    bool found;           /* another worker's ledger */
+    uint64_t worker_crash, component_crash, tx_uncertain;
+    uint64_t held;        /* packets that stay with living replicas */
+    uint32_t component;   /* fused component it died in + 1; 0: none */
+};
+
+struct coven_worker {
+    const struct coven_plan *plan;
+    struct coven_book book;
+    struct coven_stats *stats;
+    uint8_t *pool; /* buffer 0 */
+    struct coven_flow_table *flows;
+    struct coven_track *track; /* by handle */
+    struct coven_port_link port[COVEN_MAX_PORTS];
+    struct coven_component_link component[COVEN_MAX_COMPONENTS];
+    struct coven_replica_link replica[COVEN_MAX_REPLICAS];
+    struct coven_graph graph;
+    struct coven_rx rx;
+    bool path_has_flows[COVEN_MAX_PATHS + 1]; /* one more, for packets of no path */
+    struct coven_removal removal[COVEN_MAX_REMOVALS];
+    uint32_t n_removals;
+    uint64_t now_ns, wall_ns; /* CLOCK_MONOTONIC, CLOCK_REALTIME of this turn */
+    uint64_t tick_ns, gauges_ns;          /* when they are due */
+    uint64_t flows_created, flows_removed; /* of the flow table when last asked */
+    uint64_t random;
+    uint64_t loops;
+    uint32_t idle_loops;
+    /* segments and descriptors as given */
+    struct coven_segment plan_segment, pool_segment, ledger_segment, stats_segment;
+    int control_fd;   /* -1: the supervisor is gone */
+    bool ready, receiving, leaving;
+    int exit_status;
+    struct {
+        bool active;
+        uint32_t seq;
+        uint64_t deadline_ns;
+    } pause;
+    struct coven_recovery recovery;
+};
+
+/* ---- worker.c ---- */
+struct coven_worker *coven_worker_new(int control_fd);
+void coven_worker_free(struct coven_worker *worker);
+/* The loop. Returns the exit status of the process. */
+int coven_worker_run(struct coven_worker *worker);
+/* Bring everything to a point between two bursts: send what waits, book it, show it to the components. */
+void coven_worker_settle(struct coven_worker *worker);
+/* Check what was given, take the ledger over, start ports and fused components. Returns 0 or a negative errno. */
+int coven_worker_ready(struct coven_worker *worker, char *why, size_t why_bytes)
+    __attribute__((warn_unused_result));
+/* Take a port's descriptors into use once the worker is ready. */
+int coven_worker_open_port(struct coven_worker *worker, uint16_t port, char *why, size_t why_bytes)
+    __attribute__((warn_unused_result));
+/* Packets inside: buffers neither free nor in quarantine. */
+uint32_t coven_worker_inside(const struct coven_worker *worker);
+
+/* ---- ingress.c, egress.c ---- */
+/* Take one burst from a port through the graph. Returns how many packets. */
+uint32_t coven_ingress_burst(struct coven_worker *worker, uint16_t port);
+/* Queue a packet for a port; the worker gives it away. */
+void coven_egress_put(struct coven_worker *worker, uint32_t port, uint32_t handle);
+/* Send what is queued at a port and book the outcome. Returns how many packets. */
+uint32_t coven_egress_flush(struct coven_worker *worker, uint16_t port);
+
+/* ---- graph.c ---- */
+/* Put a packet where `next` points; `scope` is who chose it (for no-output). Follow with coven_graph_walk(). */
+void coven_graph_put(struct coven_worker *worker, uint32_t handle, const struct coven_plan_next *next,
+                     uint32_t scope);
+void coven_graph_put_hop(struct coven_worker *worker, uint32_t handle, uint32_t hop);
+/* Run all waiting packets to where they leave the worker's hands. */
+void coven_graph_walk(struct coven_worker *worker);
+/* What the component's on_failure says for packets that it cannot get now. */
+void coven_graph_component_down(struct coven_worker *worker, uint16_t hop, const uint32_t *handles, uint16_t n);
+
+/* ---- fused.c ---- */
+int coven_fused_start(struct coven_worker *worker, uint16_t component, char *why, size_t why_bytes)
+    __attribute__((warn_unused_result));
+void coven_fused_stop(struct coven_worker *worker, uint16_t component);
+void coven_fused_process(struct coven_worker *worker, uint16_t hop, const uint32_t *handles, uint16_t n);
+/* Take back what fused components released. Returns how many packets. */
+uint32_t coven_fused_collect(struct coven_worker *worker);
+/* Clock for fused components and their hold limits. */
+void coven_fused_tick(struct coven_worker *worker);
+/* Drop everything a fused component holds. Returns how many packets. */
+uint32_t coven_fused_drop_held(struct coven_worker *worker, uint16_t component, uint32_t reason);
+
+/* ---- replica.c ---- */
+/* The replica of a component that packets of this flow go to. */
+struct coven_replica_link *coven_replica_choose(struct coven_worker *worker, uint32_t component, uint32_t flow);
+/* Give packets to the replica of a component, or drop them with the reason why not. */
+void coven_replica_give(struct coven_worker *worker, uint16_t hop, const uint32_t *handles, uint16_t n);
+/* Tell a replica that a flow ended. False: no room now. */
+bool coven_replica_tell(struct coven_worker *worker, struct coven_replica_link *link, uint32_t flow,
+                        uint16_t epoch);
+/* Take one burst of what a replica gives back through the graph. Returns how many entries. */
+uint32_t coven_replica_take(struct coven_worker *worker, struct coven_replica_link *link);
+/* Show the replicas what was written for them; only after the intent is committed. */
+void coven_replica_publish(struct coven_worker *worker);
+/* Hold limit and time of one replica, if it has given back everything it has taken from its in-ring so far. */
+void coven_replica_hold_check(struct coven_worker *worker, struct coven_replica_link *link);
+/* Judge one entry a component wrote; collects in the open intent. Returns the handle of a packet to
+ * forward, or COVEN_NO_HANDLE. */
+uint32_t coven_replica_judge(struct coven_worker *worker, struct coven_replica_link *link,
+                             const struct coven_meta *entry, const struct coven_meta_ext *ext);
+/* Put packets that came back where their chosen output leads, at most COVEN_BURST. */
+void coven_replica_pass_on(struct coven_worker *worker, struct coven_replica_link *link, const uint32_t *handles,
+                           uint16_t n);
+/* Take a packet away from a replica that still lives: counted as dropped for `reason`. */
+void coven_replica_take_away(struct coven_worker *worker, struct coven_replica_link *link, uint32_t handle,
+                             uint32_t reason);
+
+/* ---- replica_life.c ---- */
+int coven_replica_attach(struct coven_worker *worker, uint32_t number, const int fds[3], char *why,
+                         size_t why_bytes) __attribute__((warn_unused_result));
+/* The replica is gone: take what it published and what it staged and committed, drop the rest for `reason`. */
+void coven_replica_sweep(struct coven_worker *worker, uint32_t number, uint32_t reason, uint64_t *dropped,
+                         uint64_t *staged);
+/* Memory for the packets of every replica of the plan. Returns 0 or -ENOMEM. */
+int coven_replica_prepare(struct coven_worker *worker) __attribute__((warn_unused_result));
+/* Rebuild lists and copy maps from the owners (READY). */
+int coven_replica_rebuild(struct coven_worker *worker) __attribute__((warn_unused_result));
+
+/* ---- removal.c ---- */
+/* Collect flows that ended and tell the components. */
+void coven_removal_turn(struct coven_worker *worker);
+/* A component has forgotten the flow. False: it was never asked to. */
+bool coven_removal_answer(struct coven_worker *worker, uint16_t component, uint32_t flow, uint16_t epoch);
+/* A component went away: whatever it was asked to forget counts as forgotten. */
+void coven_removal_component_gone(struct coven_worker *worker, uint16_t component);
+
+/* ---- recovery.c ---- */
+/* Take the ledger over, new or another worker's: finish its intent, rebuild free list and flow index. */
+int coven_recovery_run(struct coven_worker *worker, char *why, size_t why_bytes)
+    __attribute__((warn_unused_result));
+/* With the ports open: drop what the dead worker had in its hands. */
+void coven_recovery_sweep(struct coven_worker *worker);
+
+/* ---- control.c, snapshot.c, wait.c ---- */
+/* Answer all messages that are there. */
+void coven_control_poll(struct coven_worker *worker);
+/* Send the answer to a PAUSE once it is complete. */
+void coven_control_pause_turn(struct coven_worker *worker);
+void coven_snapshot_take(struct coven_worker *worker, struct coven_snapshot *snapshot);
+/* Counters that somebody else keeps: what the kernel lost, flows in the table. */
+void coven_snapshot_gauges(struct coven_worker *worker);
+/* Clocks of this turn. */
+void coven_wait_clock(struct coven_worker *worker);
+/* After a turn that moved `done` packets: timers, control messages, and sleep if there is nothing to do. */
+void coven_wait_turn(struct coven_worker *worker, uint32_t done);
+
+/* ---- track lists ---- */
+static inline void coven_track_append(struct coven_worker *worker, struct coven_track_list *list, uint32_t handle,
+                                      uint32_t holder)
+{
+    struct coven_track *track = &worker->track[handle];
+
+    *track = (struct coven_track){
+        .next = COVEN_NO_HANDLE, .prev = list->last, .since_ns = worker->now_ns, .holder = holder};
+    if (list->last != COVEN_NO_HANDLE)
+        worker->track[list->last].next = handle;
+    else
+        list->first = handle;
+    list->last = handle;
+    list->n++;
+}
+
+static inline void coven_track_remove(struct coven_worker *worker, struct coven_track_list *list, uint32_t handle)
+{
+    struct coven_track *track = &worker->track[handle];
+
+    track->holder = 0;
+    if (track->prev != COVEN_NO_HANDLE)
+        worker->track[track->prev].next = track->next;
+    else
+        list->first = track->next;
+    if (track->next != COVEN_NO_HANDLE)
+        worker->track[track->next].prev = track->prev;
+    else
+        list->last = track->prev;
+    list->n--;
+}
+
+static inline void coven_track_clear(struct coven_track_list *list)
+{
+    *list = (struct coven_track_list){COVEN_NO_HANDLE, COVEN_NO_HANDLE, 0};
+}
+
+static inline uint8_t *coven_worker_buffer(const struct coven_worker *worker, uint32_t handle)
+{
+    return worker->pool + (size_t)handle * worker->plan->buffer_bytes;
+}
+
+#endif
