@@ -83,6 +83,17 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
     assert not missing, f"{page.relative_to(ROOT)}: {missing}"
 
 
+def test_places_in_the_code_that_pages_name_exist() -> None:
+    faults = []
+    for page in PAGES:
+        for name, function in re.findall(r"`(\w+\.c): (\w+)`", page.read_text(encoding="utf-8")):
+            source = DATAPLANE / name
+            text = source.read_text(encoding="utf-8") if source.exists() else ""
+            if not re.search(rf"^[a-z][^;\n]*\b{function}\(", text, re.MULTILINE):
+                faults.append(f"{page.relative_to(ROOT)}: {name}: {function}")
+    assert not faults, "\n".join(faults)
+
+
 def test_nothing_names_the_machine_it_was_written_on() -> None:
     words = re.compile(r"/w" r"ork/|/tmp/" r"brief|/fa" r"rm/|DEVELOPERS" r"\.md")
     faults = [
