@@ -98,18 +98,69 @@ static void enter(struct coven_worker *worker, uint16_t port, uint32_t *handles,
     coven_graph_walk(worker);
 }
 
+/* A wire brings packets whether there is room or not. A file can wait, and so can a generator without a rate: */
+static bool can_wait(const struct coven_plan_port *plan)
+{
+    return (plan->tool == COVEN_PORT_PCAP && (plan->flags & COVEN_PORT_PACED) == 0) ||
+           (plan->tool == COVEN_PORT_GEN && plan->gen_rate == 0);
+}
+
+void coven_ingress_prepare(struct coven_worker *worker, uint16_t port)
+{
+    const struct coven_plan *plan = worker->plan;
+    struct coven_port_link *link = &worker->port[port];
+    uint64_t seen = 0; /* components */
+
+    link->window = 0;
+    link->n_behind = 0;
+    if (!can_wait(&plan->ports[port]))
+        return;
+    for (uint32_t h = 0; h < plan->n_hops; h++) {
+        uint16_t c = plan->hops[h].component;
+        const struct coven_plan_component *component = &plan->components[c];
+        uint32_t room = component->ring_size;
+
+        if (plan->hops[h].path != plan->ports[port].path || component->isolation == COVEN_FUSED ||
+            (seen >> c & 1) != 0)
+            continue;
+        seen |= 1ull << c;
+        if (component->isolation == COVEN_COPY && component->n_buffers < room)
+            room = component->n_buffers;
+        if (link->window == 0 || room < link->window)
+            link->window = room;
+        for (uint32_t r = 0; r < component->n_replicas; r++)
+            link->behind[link->n_behind++] = (uint16_t)(component->first_replica + r);
+    }
+}
+
+uint16_t coven_ingress_room(const struct coven_worker *worker, uint16_t port)
+{
+    const struct coven_port_link *link = &worker->port[port];
+    uint32_t inside = 0;
+
+    if (link->window == 0)
+        return COVEN_BURST;
+    /* what is in one replica may all go to the next, so together they must fit the smallest */
+    for (uint32_t i = 0; i < link->n_behind; i++)
+        inside += worker->replica[link->behind[i]].given.n;
+    if (inside >= link->window)
+        return 0;
+    return link->window - inside < COVEN_BURST ? (uint16_t)(link->window - inside) : COVEN_BURST;
+}
+
 uint32_t coven_ingress_burst(struct coven_worker *worker, uint16_t port)
 {
     struct coven_port *p = &worker->port[port].port;
     struct coven_rx *rx = &worker->rx;
     uint32_t handles[COVEN_BURST];
+    uint16_t room = coven_ingress_room(worker, port);
 
     /* commits what is open if it must, so nothing becomes free between the peek and the booking */
     coven_book_room(&worker->book, COVEN_BURST, 4 + COVEN_RX_DROPS + 4, 2);
     rx->handles = handles;
-    rx->n_handles = coven_book_peek_free(&worker->book, handles, COVEN_BURST);
+    rx->n_handles = coven_book_peek_free(&worker->book, handles, room);
     if (rx->n_handles == 0)
-        return 0; /* the packets wait where they are until a buffer is free */
+        return 0; /* the packets wait where they are until there is room */
     rx->now_ns = worker->wall_ns;
     rx->n = 0;
     rx->frames = 0;

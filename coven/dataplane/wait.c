@@ -132,7 +132,7 @@ static uint64_t collect_fds(struct coven_worker *worker, struct sleeper *s)
         uint64_t port_due = UINT64_MAX;
         int fd;
 
-        if (!link->attached)
+        if (!link->attached || coven_ingress_room(worker, p) == 0)
             continue;
         fd = link->port.ops->wait(&link->port, &port_due);
         due = earlier(due, port_due);

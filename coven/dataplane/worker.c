@@ -241,6 +241,7 @@ int coven_worker_open_port(struct coven_worker *worker, uint16_t port, char *why
     if (error)
         snprintf(why, why_bytes, "port %.31s: %s", plan->name, reason[0] ? reason : strerror(-error));
     link->attached = error == 0;
+    coven_ingress_prepare(worker, port);
     return error;
 }
 

@@ -89,6 +89,10 @@ struct coven_port_link {
     bool attached;
     uint64_t missed;   /* rx_missed when last asked */
     uint64_t muted_ns; /* not polled before this time, because its descriptor is in error */
+    /* sources that can wait (files, generators without a rate) take no more in than fits behind them */
+    uint32_t window;   /* packets in the replicas behind it at most; 0: the source does not wait */
+    uint32_t n_behind;
+    uint16_t behind[COVEN_MAX_REPLICAS];
     uint16_t n;      /* packets waiting for the next tx burst */
     uint32_t handle[COVEN_BURST];
 };
@@ -168,6 +172,10 @@ uint32_t coven_worker_inside(const struct coven_worker *worker);
 /* ---- ingress.c, egress.c ---- */
 /* Take one burst from a port through the graph. Returns how many packets. */
 uint32_t coven_ingress_burst(struct coven_worker *worker, uint16_t port);
+/* Packets a port may take in now, at most COVEN_BURST. */
+uint16_t coven_ingress_room(const struct coven_worker *worker, uint16_t port);
+/* Find out which replicas lie behind a port. */
+void coven_ingress_prepare(struct coven_worker *worker, uint16_t port);
 /* Queue a packet for a port; the worker gives it away. */
 void coven_egress_put(struct coven_worker *worker, uint32_t port, uint32_t handle);
 /* Send what is queued at a port and book the outcome. Returns how many packets. */
