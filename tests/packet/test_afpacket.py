@@ -18,6 +18,8 @@ import pytest
 from coven.network import OpenedPort, tool_of
 from tests.lib.net import Host, Network, unavailable
 from tests.lib.ports import Driver, build, fork_forwarder, forwarding, reasons
+from tests.lib.segments import build as build_super
+from tests.lib.segments import expected
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(unavailable()), reason=str(unavailable()))]
 
@@ -181,6 +183,43 @@ def test_udp_super_frames(bench: Bench, address: str) -> None:
     assert received == sent
     assert bench.lan.shared.created >= 20 * 40
     bench.check()
+
+
+@pytest.mark.parametrize("tags", [(), ((0x8100, 7),), ((0x88A8, 9), (0x8100, 0xE007))])
+@pytest.mark.parametrize(("version", "protocol"), [(4, 6), (6, 6), (4, 17), (6, 17)])
+def test_super_frames_with_tags_keep_them(
+    bench: Bench, version: int, protocol: int, tags: tuple[tuple[int, int], ...]
+) -> None:
+    """The box's kernel moves the outer tag aside. Super-frames larger and smaller than a slot of the ring."""
+    sent, wanted = [], []
+    with bench.client.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as source:
+        source.setsockopt(263, 15, 1)  # PACKET_VNET_HDR
+        source.bind(("eth0", 0))
+        for size in (1700, 3000, 30_000, 60_000):
+            frame = build_super(version=version, protocol=protocol, payload=os.urandom(size), gso_size=1400, inner_tags=tags, ip_id=size)
+            sent.append(frame)
+            header = frame.csum_start + (20 if protocol == 6 else 8)
+            wanted += expected(frame, version=version, protocol=protocol, l3=14 + 4 * len(tags), header=header)
+            source.send(frame.vnet() + frame.data)
+    received = [packet for packet in bench.lan.receive_until(len(wanted)) if packet[:6] == sent[0].data[:6]]
+    assert received == wanted
+    assert bench.lan.drops() == {}
+    assert bench.lan.shared.created >= len(wanted) - len(sent)
+
+
+def test_tunnelled_super_frames_are_refused(bench: Bench) -> None:
+    """The kernel tells their inner type only; split by it they would carry wrong outer headers."""
+    frame = build_super(version=4, protocol=6, payload=bytes(3000), gso_size=1000)
+    outer = build_super(version=4, protocol=17, payload=bytes(8) + frame.data, gso_size=1000)
+    shift = len(outer.data) - len(frame.data)
+    with bench.client.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as source:
+        source.setsockopt(263, 15, 1)
+        source.bind(("eth0", 0))
+        vnet = struct.pack("=BBHHHH", 1, 1, 0, 1000, frame.csum_start + shift, 16)
+        with contextlib.suppress(OSError):  # newer kernels refuse to send it at all
+            source.send(vnet + outer.data)
+            bench.lan.receive_until(1, 20)
+            assert bench.lan.drops() == {"offload-malformed": 1}
 
 
 def test_sctp_checksums_are_completed(bench: Bench) -> None:
