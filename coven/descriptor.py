@@ -16,7 +16,7 @@ from coven import limits
 from coven.component_descriptor import COMPONENT_FILE, parse_component_type
 from coven.errors import CovenError, Where
 from coven.model import Component, ComponentType, Isolation, Limits, OnFailure, Parameter, Port, Vnf
-from coven.option_schema import check_schema, check_value, fill_defaults, place_of
+from coven.option_schema import check_schema, check_value, place_of
 from coven.parameters import raise_all, references, substitute
 from coven.paths import read_paths
 from coven.schema_check import check, in_order
@@ -171,7 +171,7 @@ def _components(
             source=source,
             isolation=Isolation(description.get("isolation", Isolation.COPY)),
             on_failure=OnFailure(description.get("on_failure", OnFailure.DROP)),
-            options=fill_defaults(component_type.options or {}, given),
+            options=given,
             limits=Limits(
                 memory_bytes=_memory(document, name, resources.get("memory", "256M"), faults),
                 cpu=float(resources.get("cpu", 1.0)),

@@ -93,6 +93,7 @@ def check_csar(folder: Path, names: Iterable[str]) -> str:
     """
     present = set(names)
     manifest = _find_csar_manifest(folder, present)
+    digests: dict[tuple[str, str], str] = {}  # a manifest may name a large file a thousand times
     for source, algorithm, expected, line in _csar_sources(folder / manifest, manifest):
         where = Where(manifest, line)
         if "://" in source or source.startswith("//"):
@@ -108,7 +109,9 @@ def check_csar(folder: Path, names: Iterable[str]) -> str:
         if name is None:
             raise CovenError("package.bad-checksum", f"the algorithm {algorithm[:40]!r} is not known", where=where,
                              hint=f"algorithms are: {', '.join(ALGORITHMS)}")  # fmt: skip
-        if digest(folder / source, name) != expected.lower():
+        if (source, name) not in digests:
+            digests[source, name] = digest(folder / source, name)
+        if digests[source, name] != expected.lower():
             raise CovenError("package.bad-checksum", f"{source!r} is not the file that the manifest was made for",
                              where=where)  # fmt: skip
     return digest(folder / manifest)

@@ -108,7 +108,7 @@ class Component:
     source: str  # folder within the package
     isolation: Isolation = Isolation.COPY  # asked for
     on_failure: OnFailure = OnFailure.DROP
-    options: Mapping[str, Any] | None = None  # may contain parameter references until planned
+    options: Mapping[str, Any] | None = None  # as given; the plan puts in parameters and defaults
     limits: Limits = Limits()
     replicas: int = 1
 

@@ -29,6 +29,7 @@ from coven.yaml_source import Document, parse
 BUILD_FILE = "package.yaml"
 INCOMING = ".incoming-"  # beginning of the name of a folder that is being filled
 SKIPPED = ("__pycache__", "node_modules")
+SKIPPED_ENDINGS = (".pyc", ".coven", ".csar")  # the last two: packages built into their own source folder
 MAX_FILES = 8192
 
 
@@ -230,7 +231,7 @@ def _list(folder: Path, *, is_source: bool = True) -> list[str]:
     for current, folders, files in os.walk(folder):
         if is_source:
             folders[:] = [name for name in folders if name not in SKIPPED and not name.startswith(".")]
-            files = [name for name in files if not name.startswith(".") and not name.endswith(".pyc")]
+            files = [name for name in files if not name.startswith(".") and not name.endswith(SKIPPED_ENDINGS)]
         for name in [*folders, *files]:
             path = Path(current) / name
             relative = path.relative_to(folder).as_posix()

@@ -9,9 +9,9 @@ from typing import Any
 
 from coven.errors import CovenError, Where
 from coven.forwarder.instance_plan import PORT_TOOLS
-from coven.forwarder.plan_check import INTERFACE_PATTERN
 from coven.suggest import near_miss
 
+INTERFACE_PATTERN = r"^[^\s/:\x00-\x1f]{1,15}$"
 AUTO = "auto"  # the best tool there is for an interface
 INTERFACE_TOOLS = ("afpacket", "tap")
 

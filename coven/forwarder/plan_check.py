@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from coven import limits
 from coven.errors import CovenError, Where
+from coven.forwarder.bindings import INTERFACE_PATTERN, normalise
 from coven.forwarder.instance_plan import (
     KEYS,
     PLAN_VERSION,
@@ -27,7 +28,6 @@ from coven.forwarder.instance_plan import (
 from coven.model import Isolation
 
 INSTANCE_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
-INTERFACE_PATTERN = r"^[^\s/:\x00-\x1f]{1,15}$"
 
 MAX_TEXT = 4096
 MAX_DEPTH = 16
@@ -215,6 +215,7 @@ def _check_port(plan: InstancePlan, port: PortPlan, part: str) -> None:
         _match(INTERFACE_PATTERN, port.interface, f"{part}.interface")
         if port.interface in (".", ".."):
             refuse(f"{part}.interface", "is no interface name")
+    _check_options(port, part)
     _range(port.mtu, 0, 65535, f"{part}.mtu")
     if (port.path is None) != (port.first is None):
         refuse(part, "path and first go together")
@@ -227,6 +228,17 @@ def _check_port(plan: InstancePlan, port: PortPlan, part: str) -> None:
             if plan.hops[port.first.hop].path != port.path:
                 refuse(f"{part}.first", "is a hop of another path")
         _check_next(plan, port.first, f"{part}.first")
+
+
+def _check_options(port: PortPlan, part: str) -> None:
+    """Check that the tool's options are complete and allowed: privileged code opens what they name."""
+    given = {"tool": port.tool, **({} if port.interface is None else {"interface": port.interface})}
+    try:
+        binding = normalise(port.name, {**given, **port.options})
+    except CovenError as error:
+        refuse(f"{part}.options", error.message)
+    if binding.options != port.options or "tool" in port.options or "interface" in port.options:
+        refuse(f"{part}.options", f"are not those of tool {port.tool}")
 
 
 def _check_component(plan: InstancePlan, component: ComponentPlan, part: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from coven.descriptor import load_component_type, load_vnf, parse_vnf
 from coven.errors import CODES, CovenError
 from coven.model import Isolation, Link, OnFailure, Vnf
-from coven.option_schema import pattern_fault
+from coven.option_schema import check_schema, check_value, pattern_fault
 from tests.lib.functions import FIRST, SECOND, VNF, edited, write
 
 
@@ -57,10 +57,6 @@ def test_branches_meet_at_a_declared_join() -> None:
     paths = "hops: [lan, first, second, wan]\n    branches: ['first.1 -> second']\n    joins: [second]"
     vnf = parse(edited(VNF, "hops: [lan, first, second, wan]\n    bidirectional: same-order", paths))
     assert Link("first", 1, "second") in vnf.paths[0].links
-
-
-def test_options_left_out_have_their_defaults() -> None:
-    assert parse(edited(VNF, ', limit: 5', "")).components[0].options == {"mode": "${mode}", "limit": 7}
 
 
 def paths(text: str) -> str:
@@ -231,3 +227,29 @@ def test_any_value_anywhere_raises_nothing_else(file: str, line: int, value: obj
         parse(**{file: "\n".join(lines)})
     except CovenError as error:
         assert error.code in CODES
+
+
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=8))
+SCHEMAS = st.fixed_dictionaries(
+    {"type": st.sampled_from(["string", "integer", "number", "boolean", "array", "object"])},
+    optional={
+        "enum": st.lists(SCALARS, min_size=1, max_size=3), "minimum": st.floats(allow_nan=False, allow_infinity=False),
+        "exclusiveMaximum": st.integers(-9, 9), "multipleOf": st.floats(min_value=5e-324, max_value=1e308),
+        "minLength": st.integers(0, 3), "maxLength": st.integers(0, 3), "maxItems": st.integers(0, 2), "default": SCALARS,
+        "pattern": st.sampled_from(["^[a-z]*$", "a|b", "x$", "^a{1,3}b?$"]), "items": st.just({"type": "integer"}),
+        "properties": st.just({"a": {"type": "string", "default": "x"}}), "required": st.just(["a"]),
+    },
+)  # fmt: skip
+
+
+@given(SCHEMAS, st.recursive(SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from("ab"), inner, max_size=2))))
+@settings(max_examples=500, deadline=None)
+def test_any_value_is_held_against_any_schema(schema: dict[str, object], value: object) -> None:
+    json.dumps([list(check_value(schema, value)), [message for _, message in check_schema(schema)]])
+
+
+def test_a_value_nested_beyond_measure() -> None:
+    value: object = 1
+    for _ in range(5000):
+        value = [value]
+    assert [message for _, message in check_value({"type": "array"}, value)] == ["is nested too deeply"]

@@ -75,11 +75,12 @@ def test_what_goes_in_comes_out(source: Path, tmp_path: Path) -> None:
     (source / "data" / "tool").write_text("#!/bin/sh\n")
     (source / "data" / "tool").chmod(0o700)
     (source / ".hidden").write_text("x")
+    (source / "old.coven").write_text("x")
     (source / "vnfc" / "__pycache__").mkdir()
     (source / "vnfc" / "__pycache__" / "x.pyc").write_text("x")
     installed = package.install(package.build(source, tmp_path / "x.coven"), tmp_path / "store")
     expected = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
-    expected -= {".hidden", "vnfc/__pycache__/x.pyc"}
+    expected -= {".hidden", "old.coven", "vnfc/__pycache__/x.pyc"}
     assert set(installed.files) == expected
     assert all((installed.root / name).read_bytes() == (source / name).read_bytes() for name in expected)
     assert stat.S_IMODE((installed.root / "data/tool").stat().st_mode) == 0o755

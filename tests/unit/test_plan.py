@@ -80,6 +80,15 @@ def test_a_fused_component_has_one_replica() -> None:
     assert make(vnf, grants={"*": "fused"}).components[0].replicas == 1
 
 
+def test_options_left_out_have_their_defaults() -> None:
+    assert make(parse(edited(VNF, ", limit: 5", ""))).components[0].options == {"mode": "drop", "limit": 7}
+
+
+def test_a_default_is_no_reference() -> None:
+    first = edited(FIRST, "default: 7}", "default: 7}\n    text: {type: string, default: '${gone} $${x}'}")
+    assert make(parse(first=first)).components[0].options["text"] == "${gone} $${x}"
+
+
 def test_parameters_keep_their_type() -> None:
     text = edited(edited(VNF, "limit: 5", 'limit: "${limit}"'), "parameters:\n", "parameters:\n  limit: {type: integer}\n")
     assert make(parse(text), parameters={"limit": 9, "mode": "count"}).components[0].options == {"mode": "count", "limit": 9}
@@ -201,6 +210,7 @@ BREAKS: dict[str, tuple[list[Any], Any, str]] = {
     "ring": (["components", 1, "ring_size"], 1000, "power of two"),
     "twice": (["components", 1, "name"], "first", "one name twice"),
     "interface": (["ports", 0, "interface"], "a/b", "does not match"),
+    "port-options": (["ports", 0, "options"], {"in": "/x"}, "no option 'in'"),
     "tool": (["ports", 0, "tool"], "dpdk", "must be one of"),
     "infinite": (["components", 0, "limits", "cpu"], float("inf"), "finite"),
     "nul": (["components", 0, "options"], {"a": "\0"}, "without NUL"),
