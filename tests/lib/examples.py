@@ -19,19 +19,25 @@ EXAMPLES = ROOT / "vnfc_examples"
 DATA = Path(os.environ.get("COVEN_TESTDATA") or ROOT.parent / "shared" / "data")
 
 
-def example(name: str, log: Path, *, options: Mapping[str, Any] | None = None, **kwargs: Any) -> Replica:
-    """Give an example component of vnfc_examples, not started yet; options are filled up with its defaults."""
-    folder = EXAMPLES / name
+def described(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give what a plan would have of a component's folder, and the defaults of its options."""
     document = yaml.safe_load((folder / "component.yaml").read_text(encoding="utf-8"))
     properties = (document.get("options") or {}).get("properties", {})
-    final = {key: schema["default"] for key, schema in properties.items() if "default" in schema}
+    options = {key: schema["default"] for key, schema in properties.items() if "default" in schema}
     component = {key: document[key] for key in ("name", "outputs", "metrics", "operations", "state") if key in document}
     for operation in component.get("operations", []):
         for argument in operation.get("arguments", []):
             argument.setdefault("required", "default" not in argument)
+    return {**component, "framework": document["framework"], "entry": document["entry"]}, options
+
+
+def example(name: str, log: Path, *, options: Mapping[str, Any] | None = None, **kwargs: Any) -> Replica:
+    """Give an example component of vnfc_examples, not started yet; options are filled up with its defaults."""
+    folder = EXAMPLES / name
+    component, defaults = described(folder)
     return Replica(
-        document["framework"], folder, document["entry"], component=component, options={**final, **(options or {})}, log=log,
-        **kwargs,
+        component["framework"], folder, component["entry"], component=component, options={**defaults, **(options or {})},
+        log=log, **kwargs,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from coven.processing.framework import Source, load
 
 DEADLINE_S = 20.0
 HEADROOM = 256
+BIN = Path(__file__).resolve().parents[2] / "coven" / "bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Replica:
         options: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
         isolation: str = "copy",
-        bin_dir: Path = Path(),
+        artifact: Path | None = None,
         log: Path,
     ) -> None:
         self.component = {
@@ -74,7 +75,7 @@ class Replica:
         self.component.update(component or {})
         self.options = options or {}
         self.source = Source(self.component["name"], folder, entry)
-        self.launch = load(framework).launch(self.source, None, bin_dir)
+        self.launch = load(framework).launch(self.source, artifact, BIN)
         self.environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": "/tmp", **(environment or {})}  # noqa: S108
         self.log = log
         self._make_memory()

@@ -11,7 +11,7 @@ import yaml
 from coven.dataplane.core import lib
 from coven.descriptor import load_component_type
 from tests.lib.examples import EXAMPLES, call, example, tcp
-from tests.lib.replica import Sent
+from tests.lib.replica import Returned, Sent
 
 CASES = sorted(EXAMPLES.glob("*/cases/*.yaml"))
 VERDICTS = {lib.COVEN_FORWARD: "forward", lib.COVEN_DROP: "drop", lib.COVEN_HOLD: "hold", lib.COVEN_CONSUME: "consume"}
@@ -29,6 +29,11 @@ def packet(row: dict[str, Any]) -> Sent:
     return Sent(tcp(**fields), meta)
 
 
+def outcome(returned: list[Returned]) -> list[dict[str, Any]]:
+    """Give what came back in the words of `expect`."""
+    return [{"verdict": VERDICTS[r.verdict], "output": r.output, "mark": r.mark} for r in returned]
+
+
 @pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parents[1].name}-{path.stem}")
 def test_case(path: Path, tmp_path: Path) -> None:
     case = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -38,8 +43,7 @@ def test_case(path: Path, tmp_path: Path) -> None:
             call(replica.agent, one["operation"], **one.get("arguments", {}))
         sent = [packet(row) for row in case["send"]]
         returned = replica.through(sent)
-        found = [{"verdict": VERDICTS[r.verdict], "output": r.output, "mark": r.mark} for r in returned]
-        assert found == case["expect"]
+        assert outcome(returned) == case["expect"]
         assert [r.data for r in returned] == [s.data for s in sent]
         assert {name: replica.metric(name) for name in case["metrics"]} == case["metrics"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import textwrap
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from coven.agents.protocol import Request, encode_request
 from coven.agents.schema import read_declarations, read_result, read_values
 from coven.dataplane.core import lib
 from coven.errors import CovenError
@@ -139,7 +141,8 @@ def test_data_is_the_memory_itself_and_can_be_resized(make: Make) -> None:
 
 
 STATEFUL = """
-    import struct
+    import contextlib
+import struct
     class Flows(Component):
         def process_packet(self, packet):
             state = packet.state
@@ -364,6 +367,17 @@ def test_garbage_from_the_asker_is_answered(make: Make) -> None:
         assert b"error\tmalformed" in replica.socket.recv(65537)
     replica.socket.setblocking(False)
     assert replica.agent.ask("check")
+
+
+def test_an_asker_that_does_not_read_does_not_stop_packets(make: Make) -> None:
+    replica = make(ASKED, component=ASKED_DECLARED)
+    replica.start()
+    request = encode_request(Request(1, "call", "echo", (("argument", "word", "x" * 20000),)))
+    for _ in range(300):
+        with contextlib.suppress(BlockingIOError):
+            replica.socket.send(request)
+        assert len(replica.through([b"\0" * 60])) == 1
+    assert len(replica.through([b"\0" * 60] * 100)) == 100
 
 
 BAD_STARTS = {

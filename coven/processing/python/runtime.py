@@ -36,6 +36,7 @@ def main() -> NoReturn:
     data = os.read(FD_AGENT, protocol.MAX_BYTES + 1)
     if not data:
         end(0)
+    os.set_blocking(FD_AGENT, False)
     request_id = protocol.request_id(data) or 0
     try:
         request = protocol.decode_request(data)
@@ -66,14 +67,14 @@ def fail_start(request_id: int, code: str, message: str) -> NoReturn:
 
 
 def send(answer: protocol.Answer) -> None:
-    """Write one answer; without a reader there is nobody to tell."""
+    """Write one answer. An asker that does not read must not stop the packets: what it has no room for is lost."""
     try:
         data = protocol.encode_answer(answer)
     except CovenError as error:
         data = protocol.encode_answer(
             protocol.Answer(answer.id, code="failed", message=f"the answer cannot be sent: {error.message}")
         )
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(BrokenPipeError, BlockingIOError):
         os.write(FD_AGENT, data)
 
 
@@ -144,7 +145,12 @@ class Runtime:
 
     def answer(self) -> None:
         """Read one message of the supervisor and answer it."""
-        data = os.read(FD_AGENT, protocol.MAX_BYTES + 1)
+        try:
+            data = os.read(FD_AGENT, protocol.MAX_BYTES + 1)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data = b""
         if not data:
             self.stopping = True
             return
