@@ -141,8 +141,7 @@ def test_data_is_the_memory_itself_and_can_be_resized(make: Make) -> None:
 
 
 STATEFUL = """
-    import contextlib
-import struct
+    import struct
     class Flows(Component):
         def process_packet(self, packet):
             state = packet.state
