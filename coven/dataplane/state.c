@@ -139,11 +139,14 @@ void coven_state_commit(const struct coven_state_view *view, struct coven_state_
         if (open->fresh) {
             /* What is left of another flow or another layout must not pass for this flow's state. */
             __atomic_store_n(&slot->epoch, 0, __ATOMIC_RELEASE);
+            COVEN_FAULT("within-commit");
             slot->flow = open->flow;
             slot->version = view->version;
+            COVEN_FAULT("within-commit");
         }
         /* Release: the half is written before the word that makes it current. */
         __atomic_store_n(&slot->commit, open->word, __ATOMIC_RELEASE);
+        COVEN_FAULT("within-commit");
         if (open->fresh)
             __atomic_store_n(&slot->epoch, open->epoch, __ATOMIC_RELEASE);
         COVEN_FAULT("after-commit");
