@@ -28,6 +28,7 @@ class EventLog:
         self._recent: deque[dict[str, Any]] = deque(maxlen=KEEP_IN_MEMORY)
         self._changed = threading.Condition()
         self._sequence = 0
+        self.is_closed = False  # nothing more will come; nobody waits any longer
         for file in (self._before, self._path):
             self._load(file)
         self._file = self._open()
@@ -70,7 +71,9 @@ class EventLog:
     def after(self, sequence: int, *, limit: int = 100, wait_s: float = 0) -> list[dict[str, Any]]:
         """Give events younger than `sequence`, oldest first; wait for one up to `wait_s` seconds."""
         with self._changed:
-            self._changed.wait_for(lambda: self._sequence > sequence, timeout=wait_s or 0)
+            self._changed.wait_for(
+                lambda: self._sequence > sequence or self.is_closed, timeout=wait_s or 0
+            )
             found = [event for event in self._recent if event["sequence"] > sequence]
         return found[:limit]
 
@@ -80,6 +83,7 @@ class EventLog:
             return list(self._recent)[-limit:]
 
     def close(self) -> None:
-        """Close the file."""
+        """End all waiting; what is appended afterwards is still written."""
         with self._changed:
-            os.close(self._file)
+            self.is_closed = True
+            self._changed.notify_all()

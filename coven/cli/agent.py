@@ -11,8 +11,6 @@ from coven.cli.client import Client, Target
 from coven.cli.options import Commands, Context
 from coven.errors import CovenError
 
-READY_S = 20.0
-
 
 def register(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add the command."""
@@ -40,7 +38,7 @@ def register(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def run(_: Context, arguments: argparse.Namespace) -> None:
-    """Become the keeper; comes back only with an error."""
+    """Become the keeper; comes back only with an error. The agent says where it listens, and its token once."""
     from coven.supervisor import config
 
     settings = config.parse_arguments(_supervisor_arguments(arguments))
@@ -61,7 +59,6 @@ def run(_: Context, arguments: argparse.Namespace) -> None:
     if not settings.privileged:
         print("coven: not root: network interfaces, users of their own for components and resource limits "
               "cannot be had; files ('pcap') and 'gen' ports can", file=sys.stderr)  # fmt: skip
-    _announce_later(settings.state_dir, socket_path)
     os.execv(keeper, [str(keeper), "--", *settings.argv])  # noqa: S606 - no shell wanted
 
 
@@ -86,46 +83,3 @@ def _answers(socket_path: Path) -> bool:
     except CovenError as error:
         return error.code != "agent.unreachable"
     return True
-
-
-def _announce_later(state_dir: Path, socket_path: Path) -> None:
-    """Leave a process behind that says where the agent listens as soon as it does, then ends.
-
-    Forked twice, so that the keeper, whose children are its own business, does not get it.
-    """
-    token_file = state_dir / "token"
-    had_token = token_file.exists()
-    sys.stdout.flush()
-    if (child := os.fork()) != 0:
-        os.waitpid(child, 0)
-        return
-    if os.fork() != 0:
-        os._exit(0)
-    try:
-        _announce(token_file, socket_path, had_token=had_token)
-    finally:
-        os._exit(0)
-
-
-def _announce(token_file: Path, socket_path: Path, *, had_token: bool) -> None:
-    import time
-
-    deadline = time.monotonic() + READY_S
-    while True:
-        try:
-            platform = Client(Target(socket_path)).get("/v1")
-        except CovenError:
-            if time.monotonic() > deadline:
-                print(f"coven: the agent does not answer at {socket_path}", file=sys.stderr, flush=True)
-                return
-            # The socket appears by the work of another process; there is nothing to wait on before.
-            time.sleep(0.05)
-            continue
-        break
-    for place in platform["agent"]["listeners"]:
-        print(f"listening at {place}")
-    for text in platform["degraded"]:
-        print(f"not to be had here: {text}")
-    if not had_token and token_file.exists():
-        print(f"token (shown once, kept in {token_file}): {token_file.read_text().strip()}")
-    sys.stdout.flush()

@@ -87,7 +87,7 @@ def run_status(context: Context, arguments: argparse.Namespace) -> int:
                 each["vnf_version"],
                 each["state"],
                 each["health"],
-                ", ".join(f"{port['name']}={port.get('interface')}" for port in each["ports"]),
+                ", ".join(f"{port['name']}={port.get('interface') or port['tool']}" for port in each["ports"]),
             )
             for each in instances
         ]

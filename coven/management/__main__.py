@@ -108,11 +108,18 @@ def run(arguments: argparse.Namespace) -> None:
     (run_dir / "agent.pid").write_text(f"{os.getpid()}\n", encoding="ascii")
     for place in platform.listeners:
         print(f"listening at {place}", flush=True)
+    sys.stdout.flush()
+    threading.Thread(target=_tell_degraded, args=(platform,), daemon=True).start()
     stop.wait()
+    platform.stop()
     for server in servers:
         server.stop()
-    platform.events.append({"type": "agent-stopped", "pid": os.getpid()})
     platform.store.close()
+
+
+def _tell_degraded(platform: Platform) -> None:
+    for text in platform.describe()["degraded"]:
+        print(f"not to be had here: {text}", flush=True)
 
 
 def main() -> int:

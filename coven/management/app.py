@@ -135,8 +135,9 @@ class _Api:
         yield "POST", "/v1/packages", self.upload
         yield "GET", "/v1/packages", self.list_packages
         yield "POST", "/v1/packages/validate", self.validate
-        yield "GET", "/v1/packages/<package_id>", self.get_package
-        yield "DELETE", "/v1/packages/<package_id>", self.delete_package
+        package = "/v1/packages/<package_id:re:(?!validate$)[^/]+>"
+        yield "GET", package, self.get_package
+        yield "DELETE", package, self.delete_package
         yield "POST", "/v1/instances", self.create
         yield "GET", "/v1/instances", self.list_instances
         one = "/v1/instances/<instance_id>"
@@ -195,10 +196,11 @@ class _Api:
         return self._stream(after)
 
     def _stream(self, after: int) -> Iterator[bytes]:
+        events = self.platform.events
         with self.platform.waiting(SSE_KEEP_ALIVE_S) as allowed:
             yield b": events follow\n\n"
-            while allowed:
-                found = self.platform.events.after(after, wait_s=allowed)
+            while allowed and not events.is_closed:
+                found = events.after(after, wait_s=allowed)
                 if not found:
                     yield b": still here\n\n"  # fails when the client has gone
                 for event in found:
@@ -261,11 +263,11 @@ class _Api:
         return _json(self.platform.instances.request(instance_id, body))
 
     def worker_logs(self, instance_id: str) -> Any:
-        lines = _integer("lines", 100, 1, 10000)
+        lines = _integer("lines", 100, 1, 1000)
         return _json(self.platform.instances.logs(instance_id, None, lines))
 
     def logs(self, instance_id: str, component: str) -> Any:
-        lines = _integer("lines", 100, 1, 10000)
+        lines = _integer("lines", 100, 1, 1000)
         return _json(self.platform.instances.logs(instance_id, component, lines))
 
     # ---- operations --------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ class Operations:
         self._changed = threading.Condition()
         self._live: dict[str, dict[str, Any]] = {}  # running ones, as the supervisor last told
         self._revision = 0
+        self._closed = False
         self._beginning: set[str] = set()  # written down, and the supervisor is being asked
 
     # ---- begin -------------------------------------------------------------------------------------
@@ -242,10 +243,16 @@ class Operations:
         with self._changed:
             while (live := self._live.get(operation_id)) is not None:
                 left = deadline - time.monotonic()
-                if left <= 0 or live["revision"] != seen >= 0:
+                if left <= 0 or self._closed or live["revision"] != seen >= 0:
                     return live
                 self._changed.wait(left)
         return _with_revision(self._store.operation(operation_id))
+
+    def close(self) -> None:
+        """End all waiting."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
     def list(self, *, instance: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
         """Give the latest operations, newest first."""

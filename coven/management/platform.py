@@ -58,6 +58,12 @@ class Platform:
         self.events.append({"type": "agent-ready", "pid": os.getpid()})
         self.reconciler.start()
 
+    def stop(self) -> None:
+        """Let nobody wait any longer."""
+        self.events.append({"type": "agent-stopped", "pid": os.getpid()})
+        self.operations.close()
+        self.events.close()
+
     @contextmanager
     def waiting(self, seconds: float) -> Iterator[float]:
         """Give how long a request may wait: as asked for, or not at all when too many do already."""

@@ -28,7 +28,7 @@ from coven.management import problem
 log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 32 * 1024
-HEAD_DEADLINE_S = 10.0
+HEAD_DEADLINE_S = 5.0
 IDLE_S = 30.0  # without a byte, on a connection kept open or within a body
 MAX_CONNECTIONS = 200
 LINGER_S = 1.0
@@ -256,6 +256,7 @@ class Server(wsgi.Server):  # type: ignore[misc]
             application,
             numthreads=threads,
             server_name="coven",
+            request_queue_size=256,
             timeout=IDLE_S,
             shutdown_timeout=2,
         )

@@ -34,7 +34,8 @@ def open_input(path: Path, where: Where) -> int:
 
 def open_output(path: Path, input_fd: int, where: Where, *, nanosecond: bool = False) -> int:
     """Make a capture file with its header. A file that exists is only replaced if it is a capture or empty, and
-    never if it is the input. Raises CovenError port.bad-file."""
+    never if it is the input. Raises CovenError port.bad-file.
+    """
     fd = _open(path, os.O_RDWR | os.O_CREAT, where)
     try:
         one, other = os.fstat(fd), os.fstat(input_fd)
@@ -58,7 +59,8 @@ def open_output(path: Path, input_fd: int, where: Where, *, nanosecond: bool = F
 
 def mark_opening(fd: int) -> None:
     """Make an opening of a file tell itself from every other: the file's offset, which nothing else uses
-    (reads and writes name theirs), holds a number that does not come again. It survives the worker."""
+    (reads and writes name theirs), holds a number that does not come again. It survives the worker.
+    """
     os.lseek(fd, time.monotonic_ns() & 0x3FFF_FFFF_FFFF_FFFF, os.SEEK_SET)
 
 

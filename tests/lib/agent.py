@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from lib.rest import Rest
+from tests.lib.rest import Rest
 
 
 class Agent:
