@@ -396,6 +396,10 @@ static int join(const char *pid_text, const char *fd_text)
     if (keeper.supervisor < 2 || keeper.socket < 3 || fcntl(keeper.socket, F_SETFD, FD_CLOEXEC) < 0)
         return -1;
     keeper.pidfd = (int)syscall(SYS_pidfd_open, keeper.supervisor, 0);
+    if (keeper.pidfd < 0 && errno == ESRCH) {
+        supervisor_ended(); /* dead already: what it had handed over is in the socket */
+        return 0;
+    }
     return keeper.pidfd < 0 ? -1 : 0;
 }
 
@@ -434,7 +438,7 @@ int main(int argc, char **argv)
         complain("signalfd", errno);
         return 1;
     }
-    if (!keeper.supervisor)
+    if (!keeper.supervisor && !keeper.exit_ms)
         start_supervisor();
     result = watch(signals);
     kill_children();
