@@ -63,6 +63,7 @@ class Replica:
         environment: Mapping[str, str] | None = None,
         isolation: str = "copy",
         artifact: Path | None = None,
+        bin_dir: Path = BIN,
         log: Path,
     ) -> None:
         self.component = {
@@ -75,7 +76,7 @@ class Replica:
         self.component.update(component or {})
         self.options = options or {}
         self.source = Source(self.component["name"], folder, entry)
-        self.launch = load(framework).launch(self.source, artifact, BIN)
+        self.launch = load(framework).launch(self.source, artifact, bin_dir)
         self.environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": "/tmp", **(environment or {})}  # noqa: S108
         self.log = log
         self._make_memory()

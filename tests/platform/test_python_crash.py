@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from coven.dataplane.core import ffi, lib
 from tests.lib.faults import faulty_core
-from tests.lib.replica import Replica, Returned, Sent
+from tests.lib.replica import Replica, Sent
 
 FLOWS, PACKETS = 5, 64
 SIGKILL = -9
@@ -46,29 +45,6 @@ def packets(n: int, first: int = 0) -> list[Sent]:
     return [Sent(bytes(60), {"flow": (i * i + i // 3) % FLOWS, "flow_epoch": 1}) for i in range(first, first + n)]
 
 
-def swept(replica: Replica) -> list[Returned]:
-    """Give what a worker takes from a dead replica: what was published, then what was staged and is committed."""
-    got = replica.take()
-    while len(got) % 32 == 0 and (more := replica.take()):
-        got += more
-    view = ffi.new("struct coven_state_view *")
-    memory = ffi.from_buffer(replica.state.memory)
-    assert lib.coven_state_view_open(view, memory, len(replica.state.memory)) == 0
-    head = replica.head
-    metas = replica._lines("coven_meta", head.out_meta)
-    exts = replica._lines("coven_meta_ext", head.out_ext)
-    position = replica.ring_out.position
-    for _ in range(head.ring_size):
-        at = position & (head.ring_size - 1)
-        meta, ext = metas[at], exts[at]
-        if ext.staged_position != position or not ext.staged_commit:
-            break
-        if lib.coven_state_committed(view, meta.flow, meta.flow_epoch, ext.staged_commit):
-            got.append(replica._returned(meta, ext))
-        position += 1
-    return got
-
-
 def committed(replica: Replica) -> Counter[int]:
     """Count packets by flow as the flow state has them."""
     counts = Counter[int]()
@@ -97,7 +73,7 @@ def test_committed_is_emitted_wherever_it_is_killed(replica: Replica, point: str
         status = replica.wait_exit()
         assert status == SIGKILL, replica.log.read_text()
         deaths += 1
-        for entry in swept(replica):
+        for entry in replica.sweep():
             emitted[entry.meta.flow] += 1
             assert entry.mark == emitted[entry.meta.flow]  # in order, none twice, none left out
         assert committed(replica) == emitted
