@@ -255,19 +255,19 @@ def _check_options(
                            where=document.where(location, key=True))
             )  # fmt: skip
     for key, value in checked.items():
+        found = list(check_value(known[key], value))
+        places = _places(document, (*location, key)) if found else {}
         faults.extend(
             CovenError("descriptor.invalid", f"{describe((*location, key))}{place}: {message}",
-                       where=document.where(_inner(document, (*location, key), place)))
-            for place, message in check_value(known[key], value)
+                       where=document.where(places.get(place, (*location, key))))
+            for place, message in found
         )  # fmt: skip
 
 
-def _inner(document: Document, location: Location, place: str) -> Location:
-    """Give the location of a place within a value, as far as the file has it."""
-    for candidate in document.values:
-        if candidate[: len(location)] == location and place_of(candidate[len(location) :]) == place:
-            return candidate
-    return location
+def _places(document: Document, location: Location) -> dict[str, Location]:
+    """Give the locations of everything within a value by its place as messages write it."""
+    length = len(location)
+    return {place_of(each[length:]): each for each in document.values if each[:length] == location}
 
 
 def _check_used(

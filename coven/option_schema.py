@@ -8,6 +8,7 @@ schemas/component.schema.json says which keywords there are.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ import referencing
 
 MAX_PATTERN = 200  # characters
 MAX_TEXT = 4096  # characters of a value
+MAX_FINDINGS = 100  # of one value
 MAX_STEPS = 1 << 24  # a match may try at most so many ways
 
 JSON_TYPES = {dict: "a mapping", list: "a list", str: "text", bool: "true or false", int: "an integer",
@@ -98,12 +100,12 @@ def explain(error: Any) -> str:
 
 
 def check_value(schema: Mapping[str, Any], value: object) -> Iterator[Finding]:
-    """Give what is wrong with a value, nothing if it fits the schema."""
+    """Give what is wrong with a value (the first of very many), nothing if it fits the schema."""
     too_long = _too_long(value)
     if too_long:
         yield too_long
         return
-    for error in validator(schema).iter_errors(value):
+    for error in itertools.islice(validator(schema).iter_errors(value), MAX_FINDINGS):
         path = tuple(error.absolute_path)
         if error.validator == "additionalProperties":
             known = error.schema.get("properties", {})

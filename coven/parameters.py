@@ -15,6 +15,8 @@ from coven.suggest import near_miss
 # `$${` stands for a literal `${`; what follows `${` up to `}` is a name, right or wrong.
 REFERENCE = re.compile(r"\$(\$\{)|\$\{([^}]*)\}")
 
+MAX_SHOWN = 200  # faults of one error
+
 Location = tuple[str | int, ...]
 
 
@@ -101,8 +103,11 @@ def _describe(parameter: Parameter) -> str | None:
 
 
 def raise_all(faults: list[CovenError], what: str, where: Where | None = None) -> None:
-    """Raise nothing, the one fault, or an error that has all of them as findings."""
+    """Raise nothing, the one fault, or an error that has them (the first of very many) as findings."""
     if len(faults) == 1:
         raise faults[0]
     if faults:
-        raise CovenError(faults[0].code, f"{what} with {len(faults)} faults", where=where, findings=tuple(faults))
+        more = "" if len(faults) <= MAX_SHOWN else f", the first {MAX_SHOWN} are shown"
+        raise CovenError(
+            faults[0].code, f"{what} with {len(faults)} faults{more}", where=where, findings=tuple(faults[:MAX_SHOWN])
+        )

@@ -18,6 +18,7 @@ from coven.errors import CovenError, Where
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
 MAX_NODES = 20_000
+MAX_SHOWN = 200  # duplicate names in one error
 
 INTEGER = re.compile(r"[-+]?[0-9]{1,19}")
 HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]{1,16}")
@@ -108,7 +109,7 @@ def parse(content: bytes, file: str) -> Document:
         first = duplicates[0]
         if len(duplicates) == 1:
             raise first
-        raise CovenError(first.code, f"{file} has {len(duplicates)} names twice", findings=tuple(duplicates))
+        raise CovenError(first.code, f"{file} has {len(duplicates)} names twice", findings=tuple(duplicates[:MAX_SHOWN]))
     return document
 
 

@@ -108,6 +108,7 @@ FAULTS: dict[str, tuple[str, str | bytes, str, int, int, str]] = {
     "path-output": ("vnf", paths("inspect:\n    hops: [lan, first.2, second, wan]"), "descriptor.bad-path", 21, 17, "has no output 2"),
     "port-output": ("vnf", paths("inspect:\n    hops: [lan.1, first, second, wan]"), "descriptor.bad-path", 21, 12, "is no output of a component"),
     "branch-loop": ("vnf", paths("inspect:\n    hops: [lan, first, wan]\n    branches: [first.1 -> second -> first]\n    joins: [first]"), "descriptor.loop", 22, 37, "loops: first -> second -> first"),
+    "branch-back": ("vnf", paths("inspect:\n    hops: [lan, second, first, wan]\n    branches: [first.1 -> second]\n    joins: [second]"), "descriptor.loop", 22, 27, "loops: second -> first -> second"),
     "branch-undeclared": ("vnf", paths("inspect:\n    hops: [lan, first, second, wan]\n    branches: [first.1 -> second]"), "descriptor.bad-path", 22, 27, "2 ways meet"),
     "branch-no-output": ("vnf", paths("inspect:\n    hops: [lan, first, second, wan]\n    branches: [first -> lan]"), "descriptor.bad-path", 22, 16, "write first.1"),
     "branch-taken": ("vnf", paths("inspect:\n    hops: [lan, first, second, wan]\n    branches: [first.0 -> lan]"), "descriptor.bad-path", 22, 16, "leads to second already"),
@@ -170,6 +171,14 @@ def test_bounds_of_the_yaml_reader() -> None:
     assert "bytes" in str(fault(vnf="# " + "x" * 300_000))
     lines = ["a0: &a0 [x,x,x,x,x,x,x,x,x,x]"] + [f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
     assert "aliases count" in str(fault(vnf="\n".join(lines)))
+
+
+def test_very_many_faults_are_not_all_shown() -> None:
+    error = fault(vnf=VNF + "".join(f"k{n}: 1\n" for n in range(5000)))
+    assert "5000 faults, the first 200 are shown" in str(error)
+    assert len(error.findings) == 200
+    listed = edited(FIRST, "limit: {type: integer, minimum: 1, default: 7}", "limit: {type: array, items: {type: string}}")
+    assert len(fault(vnf=edited(VNF, "limit: 5", "limit: [" + "1," * 9000 + "]"), first=listed).findings) == 100
 
 
 def test_too_many_hops_and_replicas() -> None:
