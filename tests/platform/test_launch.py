@@ -267,7 +267,7 @@ def test_it_works_inside_a_chroot_that_is_no_mount_point(tmp_path: Path) -> None
         (jail / folder).mkdir(parents=True)
     for link in ("bin", "sbin", "lib", "lib32", "lib64"):
         if Path(f"/{link}").is_symlink():
-            (jail / link).symlink_to(os.readlink(f"/{link}"))
+            (jail / link).symlink_to(Path(f"/{link}").readlink())
     (jail / "launch").write_bytes(Path(LAUNCH).read_bytes())
     (jail / "launch").chmod(0o755)
     (jail / "srv" / "file").write_text("inside")
@@ -285,7 +285,7 @@ def test_it_works_inside_a_chroot_that_is_no_mount_point(tmp_path: Path) -> None
 
 @needs_root
 def test_namespaces_of_its_own() -> None:
-    own = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in ("net", "ipc", "mnt")}
+    own = {kind: str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("net", "ipc", "mnt")}
     script = "readlink /proc/self/ns/net /proc/self/ns/ipc /proc/self/ns/mnt; cat /proc/net/dev"
     said = output("--new-net", "--new-ipc", "--root", script=script).splitlines()
     assert not {said[0], said[1], said[2]} & set(own.values())
