@@ -165,7 +165,7 @@ def test_super_frames_cut_at_every_byte_of_their_headers(kind: int) -> None:
     whole = build(version=6 if kind == TCPV6 else 4, protocol=17 if kind == UDP_L4 else 6, payload=bytes(50), gso_size=20)
     results = [split(Super(**{**vars(whole), "data": whole.data[:size]})) for size in range(len(whole.data))]
     assert results[0] is None and results[-1] is not None
-    assert NEEDS_CSUM == whole.flags
+    assert whole.flags == NEEDS_CSUM
 
 
 @given(

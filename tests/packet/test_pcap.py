@@ -159,12 +159,12 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_files_are_refused_with_a_sentence(tmp_path: Path, name: str) -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(Path("/proc/self/fd").iterdir())
     with pytest.raises(CovenError) as caught:
         open_pcap(tmp_path, BAD[name])
     assert caught.value.code == "port.bad-file"
     assert str(tmp_path / "in.pcap") in str(caught.value) and "port lan" in str(caught.value)
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(Path("/proc/self/fd").iterdir()) == before
     assert not (tmp_path / "out.pcap").exists()
 
 
