@@ -33,6 +33,13 @@ def register(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--agent-socket", type=Path, help="the agent's Unix socket (RUN_DIR/agent.sock)")
     parser.add_argument("--bin-dir", type=Path, help="folder of coven-keeper, coven-launch and coven-worker")
     parser.add_argument("--uid-base", type=int, help="first of the numeric users")
+    parser.add_argument(
+        "--files",
+        action="append",
+        type=Path,
+        metavar="DIR",
+        help="as root, let ports read and write capture files below DIR; may be given again",
+    )
     parser.add_argument("--max-upload-mb", type=int, help="largest package (512)")
     parser.set_defaults(run=run)
 
@@ -67,6 +74,7 @@ def _supervisor_arguments(arguments: argparse.Namespace) -> list[str]:
     for name in ("state_dir", "run_dir", "bin_dir", "uid_base"):
         if (given := getattr(arguments, name)) is not None:
             own += [f"--{name.replace('_', '-')}", str(given)]
+    own += [part for folder in arguments.files or [] for part in ("--files", str(folder.absolute()))]
     agent = [part for address in arguments.listen or [] for part in ("--listen", address)]
     if arguments.agent_socket is not None:
         agent += ["--socket", str(arguments.agent_socket.absolute())]

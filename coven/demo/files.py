@@ -27,7 +27,7 @@ def run(report: Report, folder: Path, source: Path, target: Path) -> None:
         report.note(f"{len(packets)} packets, {log_ins} of them are hellos of a Skype log-in")
         if short:
             report.note(f"{short} were cut short by the capture; they are sent as they are, their length is kept")
-    platform = Platform(folder)
+    platform = Platform(folder, [source.absolute().parent, target.absolute().parent])
     with report.step("Start the platform: coven agent"):
         process = identity(platform.start())
         common.introduce(report, platform)
@@ -42,8 +42,9 @@ def run(report: Report, folder: Path, source: Path, target: Path) -> None:
         with report.step("What the components say, and what COVEN counted"):
             common.questions(report, platform.rest)
             snapshot = common.counters(report, platform.rest)
-        with report.step("Terminate the function, compare the files"):
-            follow(platform.rest, platform.rest.post(f"/v1/instances/{INSTANCE}/terminate"), report.note)
+        with report.step("Stop and terminate the function, compare the files"):
+            for verb in ("stop", "terminate"):
+                follow(platform.rest, platform.rest.post(f"/v1/instances/{INSTANCE}/{verb}"), report.note)
             compare(report, target, wanted, log_ins, common.dropped_by_function(snapshot))
     finally:
         with report.step("Turn everything off"):

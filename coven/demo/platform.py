@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,10 @@ def wait_until(what: str, condition: Callable[[], bool], seconds: float) -> None
 class Platform:
     """One running COVEN in folders of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        """folder: exists; state, run and log go below it."""
+    def __init__(self, folder: Path, files: Sequence[Path] = ()) -> None:
+        """folder: exists; state, run and log go below it. files: where ports may use capture files."""
         self.folder = folder
+        self.files = files
         self.socket = folder / "run" / "agent.sock"
         self.rest = Client(Target(self.socket))
         self.process: subprocess.Popen[bytes] | None = None
@@ -67,6 +68,7 @@ class Platform:
         command = [sys.executable, "-m", "coven", "agent"]
         command += ["--state-dir", str(self.folder / "state"), "--run-dir", str(self.folder / "run")]
         command += ["--listen", "127.0.0.1:0"]  # a port that is free: another agent may have the usual one
+        command += [part for folder in self.files for part in ("--files", str(folder))]
         with (self.folder / "agent.log").open("wb") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=self.folder

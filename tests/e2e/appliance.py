@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,12 @@ def wait_for(what: str, condition: Callable[[], Any], deadline: float = DEADLINE
 
 
 @contextlib.contextmanager
-def started_platform() -> Iterator[Platform]:
+def started_platform(files: Sequence[Path] = ()) -> Iterator[Platform]:
     """Start a platform in folders of its own; everything of it is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="coven-e2e-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        platform = Platform(folder)
+        platform = Platform(folder, files)
         try:
             platform.start()
             yield platform

@@ -9,6 +9,7 @@ import pytest
 from coven.demo.common import upload
 from coven.demo.platform import Platform
 from tests.e2e.appliance import Appliance, started_platform
+from tests.e2e.captures import DATA
 from tests.lib.net import Network, unavailable
 
 
@@ -20,9 +21,9 @@ def _namespaces() -> None:
 
 
 @pytest.fixture(scope="module")
-def platform() -> Iterator[Platform]:
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """A running platform, with or without root."""
-    with started_platform() as running:
+    with started_platform([DATA / "captures", tmp_path_factory.getbasetemp()]) as running:
         yield running
 
 
