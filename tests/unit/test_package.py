@@ -10,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from coven import package
 from coven.errors import CovenError
@@ -134,7 +136,9 @@ def test_an_archive_that_is_not_there(tmp_path: Path) -> None:
         ({"manifest_json": b'{"coven": 2}'}, "package.bad-archive", "another version"),
     ],
 )
-def test_a_changed_archive(archive: Path, tmp_path: Path, changes: dict[str, bytes | None], code: str, words: str) -> None:
+def test_a_changed_archive(
+    archive: Path, tmp_path: Path, changes: dict[str, bytes | None], code: str, words: str
+) -> None:
     rezip(archive, **changes)
     error = refused(archive, tmp_path / "store")
     assert error.code == code
@@ -204,14 +208,20 @@ def test_python_is_checked_without_running_it(source: Path, tmp_path: Path) -> N
     (source / "vnfc/first/first.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nthis is no python\n")
     error = broken(source, tmp_path)
     found = error.findings or (error,)
-    assert any(each.where and each.where.file == "vnfc/first/first.py" and each.where.line == 2 for each in found), str(error)
+    assert any(each.where and each.where.file == "vnfc/first/first.py" and each.where.line == 2 for each in found), str(
+        error
+    )
     assert not (tmp_path / "ran").exists()
 
 
-def csar(source: Path, path: Path, *, manifest: str | None = None, meta: bool = True, prefix: str = "Files/coven/") -> Path:
+def csar(
+    source: Path, path: Path, *, manifest: str | None = None, meta: bool = True, prefix: str = "Files/coven/"
+) -> Path:
     """Make a CSAR with the function's files in a folder of it."""
     files = {
-        prefix + each.relative_to(source).as_posix(): each.read_bytes() for each in sorted(source.rglob("*")) if each.is_file()
+        prefix + each.relative_to(source).as_posix(): each.read_bytes()
+        for each in sorted(source.rglob("*"))
+        if each.is_file()
     }
     files["fw.yaml"] = b"tosca_definitions_version: tosca_simple_yaml_1_2\n"
     lines = "metadata:\r\n vnf_product_name: fw\r\n# digests\r\n"
@@ -302,3 +312,30 @@ def test_the_manifest_names_every_file(archive: Path) -> None:
 def test_the_packages_of_the_repository(folder: Path, tmp_path: Path) -> None:
     installed = package.install(package.build(folder, tmp_path), tmp_path / "store")
     assert installed.vnf.name == folder.name
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=5)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["coven", "files", "sha256", "vnf.yaml", "x"]), inner, max_size=3),
+    ),
+    max_leaves=8,
+)
+TEXTS = st.one_of(
+    JSON.map(lambda value: json.dumps(value).encode()),
+    JSON.map(lambda value: json.dumps({"coven": 1, "files": value}).encode()),
+    st.binary(max_size=60),
+    st.lists(st.sampled_from(["Source: ", "vnf.yaml", "\n", "Hash: 00", "Algorithm: SHA256", ":", "\r", "ETSI-Entry-Manifest: ", "x.mf", "\0", "/.."]),
+             max_size=12).map(lambda words: "".join(words).encode()),
+)  # fmt: skip
+
+
+@given(st.sampled_from([MANIFEST, "x.mf", "TOSCA-Metadata/TOSCA.meta"]), TEXTS)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_manifest_raises_nothing_else(tmp_path: Path, name: str, content: bytes) -> None:
+    archive = Zip().add("vnf.yaml" if name == MANIFEST else "c/vnf.yaml", b"coven: 1\n").add(name, content)
+    (tmp_path / "x.zip").write_bytes(archive.bytes())
+    with pytest.raises(CovenError):
+        package.install(tmp_path / "x.zip", tmp_path / "store")
+    assert list((tmp_path / "store").iterdir()) == []
