@@ -126,12 +126,33 @@ def _text(value: object) -> str:
     return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
 
 
+def _commands() -> str:
+    from coven.cli import reference
+
+    return reference.commands()
+
+
+def _rest_resources() -> str:
+    from coven.management import reference
+
+    return reference.resources()
+
+
+def _rest_schemas() -> str:
+    from coven.management import reference
+
+    return reference.schemas()
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     "errors": _errors,
     "drop-reasons": _drop_reasons,
     "frameworks": _frameworks,
     "vnf-keys": _keys("vnf"),
     "component-keys": _keys("component"),
+    "commands": _commands,
+    "rest-resources": _rest_resources,
+    "rest-schemas": _rest_schemas,
 }
 
 

@@ -32,7 +32,7 @@ def register(commands: Commands[argparse.ArgumentParser]) -> None:
         if verb == "heal":
             parser.add_argument("--component", help="only this one")
         if verb == "terminate":
-            parser.add_argument("--force", action="store_true", help="do not let packets inside finish")
+            parser.add_argument("--force", action="store_true", help="even when it is started")
         add_wait(parser)
         add_json(parser)
         parser.set_defaults(run=run, verb=verb)

@@ -221,11 +221,18 @@ def run_events(context: Context, arguments: argparse.Namespace) -> None:
 
 def _show_event(event: dict[str, Any]) -> None:
     rest = " ".join(
-        f"{key}={found}"
+        f"{key}={_brief(found)}"
         for key, found in event.items()
         if key not in ("time", "type", "sequence") and found is not None
     )
     line(f"{_clock(event['time'])}  {event['type']:<20} {rest}")
+
+
+def _brief(found: Any) -> Any:
+    """Give an error's sentence and a step's name and state, instead of all of it."""
+    if not isinstance(found, dict):
+        return found
+    return found.get("message") or " ".join(str(found[key]) for key in ("name", "state") if key in found)
 
 
 def _show_event_json(event: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ POSSIBLE: dict[str, frozenset[str]] = {
     "stop": frozenset({"started"}),
     "restart": frozenset({"started"}),
     "heal": frozenset({"started", "instantiated", "stopped", "failed"}),
-    "terminate": frozenset({"started", "instantiated", "stopped", "failed", ABSENT}),
+    "terminate": frozenset({"instantiated", "stopped", "failed", ABSENT}),
 }
 DESIRED = {
     "deploy": "started",
@@ -113,7 +113,7 @@ class Operations:
         with self._begins(operation):
             self._store.claim(operation)
             try:
-                state = self._require_state(verb, instance_id)
+                state = self._require_state(verb, instance_id, force=force)
             except BaseException:
                 self._store.withdraw(operation["id"])
                 raise
@@ -127,16 +127,19 @@ class Operations:
             # Asked to start what is not even deployed: the whole of it, as one operation.
             return self._execute({**operation, "verb": "deploy"}, plan=instance.plan)
 
-    def _require_state(self, verb: str, instance_id: str) -> str:
+    def _require_state(self, verb: str, instance_id: str, *, force: bool) -> str:
         state = self.actual_state(instance_id)
-        if state not in POSSIBLE[verb]:
-            able = " or ".join(sorted(POSSIBLE[verb] - {ABSENT}))
-            raise CovenError(
-                "instance.wrong-state",
-                f"'{verb}' needs an instance that is {able}; '{instance_id}' is {state}",
-                hint=f"'coven status {instance_id}' shows it",
-            )
-        return state
+        if state in POSSIBLE[verb] or (verb == "terminate" and force):
+            return state
+        able = " or ".join(sorted(POSSIBLE[verb] - {ABSENT}))
+        hint = f"'coven status {instance_id}' shows it"
+        if verb == "terminate":
+            hint = "stop it first, or use force"
+        raise CovenError(
+            "instance.wrong-state",
+            f"'{verb}' needs an instance that is {able}; '{instance_id}' is {state}",
+            hint=hint,
+        )
 
     def actual_state(self, instance_id: str) -> str:
         """Give the supervisor's state of an instance, or ABSENT."""
@@ -195,7 +198,7 @@ class Operations:
     def adopt(self, document: dict[str, Any]) -> None:
         """Follow an operation that was begun before this agent was there."""
         with self._changed:
-            self._live[document["id"]] = document
+            self._live[document["id"]] = {**document, "revision": self._revision}
         self.update(document)
 
     def _finish(self, document: dict[str, Any]) -> dict[str, Any]:

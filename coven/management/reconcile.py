@@ -54,7 +54,7 @@ class Reconciler:
             try:
                 for event in self._supervisor.events(self._reconcile_safely):
                     pause = 0.02
-                    self._events.append({k: v for k, v in event.items() if k != "sequence"})
+                    self._events.append(_for_log(event))
                     self._operations.on_event(event)
                 log.warning("the supervisor closed the event connection")
             except OSError as error:
@@ -125,3 +125,13 @@ class Reconciler:
         package_id = package.get("id", "") if isinstance(package, dict) else str(package or "")
         self._store.add_instance(Instance(instance_id, package_id, time.time(), desired, {}, plan), None)
         self._events.append({"type": "instance-adopted", "instance": instance_id})
+
+
+def _for_log(event: dict[str, Any]) -> dict[str, Any]:
+    """Give an event without the operation's whole document, which has a resource of its own."""
+    kept = {key: value for key, value in event.items() if key != "sequence"}
+    operation = kept.get("operation")
+    if isinstance(operation, dict):
+        kept |= {key: operation.get(key) for key in ("verb", "state", "error")}
+        kept["operation"] = operation.get("id")
+    return kept

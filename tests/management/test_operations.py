@@ -60,7 +60,7 @@ def test_only_one_of_many_at_once_is_taken(deployed: tuple[Agent, StandIn, Rest]
 @pytest.mark.parametrize(
     ("state", "refused"),
     [
-        ("started", {"start"}),
+        ("started", {"start", "terminate"}),
         ("stopped", {"stop", "restart"}),
         ("instantiated", {"stop", "restart"}),
     ],
@@ -70,7 +70,7 @@ def test_verbs_in_the_wrong_state(
 ) -> None:
     _, supervisor, rest = deployed
     supervisor.auto = True
-    for verb in ("start", "stop", "restart", "heal"):
+    for verb in ("start", "stop", "restart", "heal", "terminate"):
         supervisor.instances["fw"]["state"] = state
         answer = rest.call("POST", f"/v1/instances/fw/{verb}")
         if verb in refused:
@@ -284,7 +284,17 @@ def test_a_reboot_without_the_interface_is_told_and_can_be_mended(
     supervisor.auto = True
     assert rest.finish(rest.call("POST", "/v1/instances/fw/start"))["state"] == "succeeded"
     assert rest.get("/v1/instances/fw")["problems"] == []
-    rest.finish(rest.call("POST", "/v1/instances/fw/terminate"))
+    rest.finish(rest.call("POST", "/v1/instances/fw/terminate", {"force": True}))
+    assert rest.call("GET", "/v1/instances/fw").status == 404
+
+
+def test_a_started_instance_goes_only_by_force(deployed: tuple[Agent, StandIn, Rest]) -> None:
+    _, supervisor, rest = deployed
+    supervisor.auto = True
+    answer = rest.call("POST", "/v1/instances/fw/terminate", {"force": False})
+    assert (answer.status, answer.code) == (409, "instance.wrong-state")
+    assert rest.finish(rest.call("POST", "/v1/instances/fw/terminate", {"force": True}))
+    assert supervisor.asked("execute")[-1]["force"] is True
     assert rest.call("GET", "/v1/instances/fw").status == 404
 
 
@@ -308,7 +318,11 @@ def test_killed_at_any_moment_of_uploads_and_operations(
                     for found in rest.get("/v1/packages")["packages"]:
                         answer = create(rest, found["id"])
                         if answer.status == 202:
-                            rest.call("POST", f"/v1/instances/{answer.json['instance']}/terminate")
+                            rest.call(
+                                "POST",
+                                f"/v1/instances/{answer.json['instance']}/terminate",
+                                {"force": True},
+                            )
                         rest.call("DELETE", f"/v1/packages/{found['id']}")
             except (OSError, EOFError, ValueError):
                 pass

@@ -78,6 +78,9 @@ def test_the_pages_have_their_generated_parts() -> None:
         ("descriptor", "component-keys"),
         ("errors", "errors"),
         ("drop_reasons", "drop-reasons"),
+        ("cli", "commands"),
+        ("api", "rest-resources"),
+        ("api", "rest-schemas"),
     ):
         assert f"<!-- generated: {name} -->" in (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     assert len(drop_reasons()) == (ROOT / "coven/dataplane/drop_reasons.def").read_text(encoding="utf-8").count(
