@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from coven.dataplane.layout import drop_reasons
 from coven.errors import CODES
 from coven.processing import framework
 from coven.schema_check import schema
@@ -24,13 +24,6 @@ AREAS = {
     "instance": "Instances", "operation": "Operations", "component": "Components", "port": "Ports",
     "platform": "The platform",
 }  # fmt: skip
-DROP = re.compile(r'^DROP\((\w+), "([^"]*)", "([^"]*)",\s*"([^"]*)"\)', re.MULTILINE)
-
-
-def drop_reasons() -> list[tuple[str, str, str]]:
-    """Give label, what happened, and what to do of every drop reason, in the order of their numbers."""
-    text = resources.files("coven").joinpath("dataplane/drop_reasons.def").read_text(encoding="utf-8")
-    return [(label, happened, advice) for _, label, happened, advice in DROP.findall(text)]
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -50,7 +43,8 @@ def _errors() -> str:
 
 
 def _drop_reasons() -> str:
-    return _table(["reason", "what happened", "what to do"], [[f"`{label}`", *rest] for label, *rest in drop_reasons()])
+    rows = [[f"`{reason.label}`", reason.what, reason.hint] for reason in drop_reasons()]
+    return _table(["reason", "what happened", "what to do"], rows)
 
 
 def _frameworks() -> str:

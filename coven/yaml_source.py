@@ -109,7 +109,8 @@ def parse(content: bytes, file: str) -> Document:
         first = duplicates[0]
         if len(duplicates) == 1:
             raise first
-        raise CovenError(first.code, f"{file} has {len(duplicates)} names twice", findings=tuple(duplicates[:MAX_SHOWN]))
+        shown = tuple(duplicates[:MAX_SHOWN])
+        raise CovenError(first.code, f"{file} has {len(duplicates)} names twice", findings=shown)
     return document
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from coven.dataplane.layout import drop_reasons
 from coven.descriptor import load_vnf
-from coven.docs_gen import AREAS, drop_reasons, refresh
+from coven.docs_gen import AREAS, refresh
 from coven.errors import CODES
 from coven.schema_check import schema
 
@@ -25,42 +26,19 @@ TESTS = [
 UNTESTED_CODES: set[str] = {
     "agent.running",
     "agent.unreachable",
-    "auth.forbidden",
-    "auth.missing",
-    "auth.wrong",
-    "component.compile-failed",
     "component.exited",
     "component.not-found",
     "component.start-timeout",
     "component.toolchain-missing",
-    "instance.busy",
-    "instance.exists",
-    "instance.not-found",
-    "instance.wrong-state",
-    "operation.interrupted",
-    "package.in-use",
     "platform.internal",
-    "platform.no-privilege",
-    "platform.no-resources",
     "platform.running",
-    "platform.unavailable",
-    "port.in-use",
-    "port.interface-down",
-    "port.interface-missing",
-    "port.unsupported",
-    "request.incomplete",
-    "request.method-not-allowed",
-    "request.not-found",
-    "request.unsupported-media-type",
 }
 UNTESTED_REASONS: set[str] = {
     "component-violation",
-    "flow-table-full",
     "hold-limit",
     "hold-timeout",
     "no-output",
     "no-path",
-    "offload-malformed",
     "pool-empty",
     "tx-full",
 }
@@ -128,7 +106,7 @@ def test_every_error_code_has_a_test() -> None:
 
 
 def test_every_drop_reason_has_a_test() -> None:
-    labels = {label for label, _, _ in drop_reasons()}
+    labels = {reason.label for reason in drop_reasons()}
     names = {label.upper().replace("-", "_"): label for label in labels}
     text = "\n".join(path.read_text(encoding="utf-8") for path in TESTS)
     by_name = {label for name, label in names.items() if re.search(rf"\bCOVEN_DROP_{name}\b", text)}

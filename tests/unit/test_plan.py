@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coven import limits
+from coven.dataplane.layout import layout
 from coven.errors import CODES, CovenError
 from coven.forwarder.instance_plan import HopPlan, InstancePlan, Next
 from coven.forwarder.plan import plan
@@ -311,6 +312,7 @@ def test_every_valid_function_plans(text: str) -> None:
     vnf = parse(text)
     planned = make(vnf, bindings={port.name: {"tool": "gen"} for port in vnf.ports})
     assert InstancePlan.from_json(planned.to_json()) == planned
+    assert layout(planned, seed=(1, 2))
     names = [component.name for component in vnf.components]
     ports = [port.name for port in vnf.ports]
     found = set()
