@@ -60,12 +60,14 @@ def build() -> Any:
     sources = [HERE / "port_driver.c", *(DATAPLANE / f"{name}.c" for name in names)]
     stamp = hashlib.sha256(b"".join(path.read_bytes() for path in [*sources, *DATAPLANE.glob("*.h")])).hexdigest()
     name = f"_coven_ports_{stamp[:16]}"
+    sanitizers = os.environ.get("COVEN_TEST_SANITIZERS", "").split()
     ffi.set_source(
         name,
         '#include "port_driver.h"\n#include "parse.h"\n#include "offload.h"\n#include "capture.h"\n',
         sources=[str(path) for path in sources],
         include_dirs=[str(HERE), str(DATAPLANE), str(DATAPLANE / "include")],
-        extra_compile_args=["-std=gnu11", "-O1", "-g", "-fno-strict-aliasing"],
+        extra_compile_args=["-std=gnu11", "-O1", "-g", "-fno-strict-aliasing", *sanitizers],
+        extra_link_args=sanitizers,
     )
     with tempfile.TemporaryDirectory() as folder:
         path = ffi.compile(tmpdir=folder)
