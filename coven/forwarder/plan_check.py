@@ -30,7 +30,7 @@ from coven.model import Isolation
 INSTANCE_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 
 MAX_TEXT = 4096
-MAX_DEPTH = 16
+MAX_DEPTH = 32  # options may be nested 16 deep
 
 
 def refuse(part: str, message: str) -> NoReturn:

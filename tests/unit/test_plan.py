@@ -339,3 +339,18 @@ def test_the_limits_are_those_of_the_shared_memory() -> None:
 
 def test_every_code_of_planning_is_known() -> None:
     assert {code for _, code, _ in FAULTS.values()} <= set(CODES)
+
+
+def test_what_can_be_planned_can_be_read_back_however_deep() -> None:
+    first = edited(FIRST, "mode: {type: string, enum: [drop, count], default: drop}", "mode: {type: array}")
+    vnf = parse(edited(edited(VNF, "type: string, enum: [drop, count]", "type: array"), "default: drop", "default: []"), first)
+    value: list[Any] = []
+    for depth in range(1, 40):
+        value = [value]
+        try:
+            planned = make(vnf, parameters={"mode": value})
+        except CovenError as error:
+            assert (error.code, depth > 10) == ("parameter.invalid", True)
+            return
+        assert InstancePlan.from_json(planned.to_json()) == planned
+    pytest.fail("a value may be nested without end")
