@@ -1,20 +1,14 @@
-"""libFuzzer on everything that reads packets and capture files: short here, $COVEN_FUZZ_SECONDS by `make fuzz`."""
+"""libFuzzer on everything that reads packets and capture files."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.fuzz import corpus
-from tests.lib.ports import DATAPLANE
+from tests.fuzz.target import needs_clang, run
 
-HERE = Path(__file__).resolve().parent
-SECONDS = int(os.environ.get("COVEN_FUZZ_SECONDS", "3"))
-CLANG = shutil.which("clang")
 TARGETS = {
     "fuzz_parse": (["parse.c"], corpus.packets, 2048),
     "fuzz_offload": (["offload.c", "parse.c"], corpus.super_frames, 70000),
@@ -22,25 +16,8 @@ TARGETS = {
 }
 
 
-@pytest.mark.skipif(CLANG is None, reason="needs clang with libFuzzer")
+@needs_clang
 @pytest.mark.parametrize("target", TARGETS)
 def test_fuzz(tmp_path: Path, target: str) -> None:
     sources, seeds, longest = TARGETS[target]
-    program = tmp_path / target
-    command = [
-        str(CLANG), "-std=gnu11", "-g", "-O1", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=undefined",
-        "-Wall", "-Wextra", "-I", str(DATAPLANE), "-I", str(DATAPLANE / "include"), "-o", str(program),
-        str(HERE / f"{target}.c"), *(str(DATAPLANE / name) for name in sources),
-    ]  # fmt: skip
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    if built.returncode != 0 and "fuzzer" in built.stderr and "cannot find" in built.stderr:
-        pytest.skip("clang here has no libFuzzer")
-    assert built.returncode == 0, built.stderr
-    folder = corpus.write(tmp_path / "corpus", seeds())
-    run = subprocess.run(
-        [str(program), f"-max_total_time={SECONDS}", f"-max_len={longest}", "-timeout=10", "-rss_limit_mb=1024",
-         f"-artifact_prefix={tmp_path}/", str(folder)],
-        capture_output=True, text=True, check=False, timeout=SECONDS + 60,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-6000:]
-    assert "DONE" in run.stderr
+    run(tmp_path, target, sources, seeds(), longest)

@@ -1,10 +1,9 @@
-"""Compiles components, programs with fault points and fuzz targets for tests, each once for a test session."""
+"""Compiles components through the framework, and single files of the core with fault points, for tests."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -13,16 +12,11 @@ from typing import Any
 from coven.component_descriptor import COMPONENT_FILE, parse_component_type
 from coven.dataplane.build import CFLAGS, INCLUDE
 from coven.processing.framework import Source, load
+from tests.lib.builds import component
 
 ROOT = Path(__file__).resolve().parents[2]
 DATAPLANE = ROOT / "coven" / "dataplane"
 EXAMPLES = ROOT / "vnfc_examples"
-
-HOST_SOURCES = (
-    "client.c", "declaration.c", "ea.c", "runtime.c", "runtime_agent.c", "segment.c", "state.c",
-    "programs/component_host.c",
-)  # fmt: skip
-
 
 @functools.cache
 def scratch() -> Path:
@@ -41,14 +35,6 @@ def compile_c(output: Path, sources: list[Path], *flags: str, compiler: str = "c
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return output
-
-
-@functools.cache
-def host_folder(*flags: str) -> Path:
-    """Give a folder with coven-component-host, compiled with further flags (-DCOVEN_FAULTS, sanitizers)."""
-    folder = Path(tempfile.mkdtemp(dir=scratch(), prefix="bin-"))
-    compile_c(folder / "coven-component-host", [DATAPLANE / name for name in HOST_SOURCES], *flags, "-ldl")
-    return folder
 
 
 def run_build(source: Source, output: Path) -> tuple[int, str]:
@@ -77,14 +63,8 @@ def example(name: str) -> tuple[Path, dict[str, Any]]:
     return output / f"{name}.so", row
 
 
-@functools.cache
-def object_of(text: str, *flags: str) -> Path:
+def object_of(folder: Path, text: str, *flags: str) -> Path:
     """Compile the text of a component in C to a shared object, not through the framework."""
-    folder = Path(tempfile.mkdtemp(dir=scratch(), prefix="object-"))
-    (folder / "text.c").write_text(text, encoding="utf-8")
-    return compile_c(folder / "component.so", [folder / "text.c"], "-fPIC", "-shared", *flags)
-
-
-def has_clang() -> bool:
-    """Whether libFuzzer targets can be built."""
-    return shutil.which("clang") is not None
+    source = folder / "text.c"
+    source.write_text(text, encoding="utf-8")
+    return component(source, *flags)

@@ -12,7 +12,8 @@ import pytest
 from coven.agents.schema import read_declarations, read_result, read_values
 from coven.dataplane.core import lib
 from coven.errors import CovenError
-from tests.lib.c_build import example, host_folder, object_of
+from tests.lib.builds import FAULTS, executables
+from tests.lib.c_build import example, object_of
 from tests.lib.replica import Replica, Returned, Sent
 
 FLOW_STATE = struct.Struct("<QQII")  # of the example `counter`
@@ -24,7 +25,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
     made: list[Replica] = []
 
     def build(code: Path, row: Mapping[str, Any] | None = None, **more: Any) -> Replica:
-        more.setdefault("bin_dir", host_folder("-DCOVEN_FAULTS"))
+        more.setdefault("bin_dir", executables(*FAULTS))
         replica = Replica("c", code.parent, code.name, component=row, log=tmp_path / "log", **more)
         made.append(replica)
         return replica
@@ -189,8 +190,10 @@ OPERATION = {"name": "go", "help": "goes", "arguments": ()}
          "{ (void)self; return missing(); } COVEN_COMPONENT(.process_burst = burst, .init = init);", {}, "missing"),
     ],
 )  # fmt: skip
-def test_start_says_what_is_wrong(make: Make, text: str, row: Mapping[str, Any], words: str) -> None:
-    replica = make(object_of(text, "-Wno-override-init"), row)
+def test_start_says_what_is_wrong(
+    make: Make, tmp_path: Path, text: str, row: Mapping[str, Any], words: str
+) -> None:
+    replica = make(object_of(tmp_path, text, "-Wno-override-init"), row)
     message = start_error(replica)
     assert words in message
     assert words[:40] in replica.last_words()
@@ -215,7 +218,7 @@ def test_a_start_that_is_none_is_refused(make: Make) -> None:
     assert replica.socket.recv(65536).startswith(b"7\terror\tmalformed\t")
 
 
-def test_options_are_plain_text(make: Make) -> None:
+def test_options_are_plain_text(make: Make, tmp_path: Path) -> None:
     text = HEAD + """
 static int init(struct coven_component *self)
 {
@@ -226,7 +229,7 @@ static int init(struct coven_component *self)
 }
 COVEN_COMPONENT(.process_burst = burst, .init = init);
 """
-    replica = make(object_of(text), {}, options={"text": 'a"\\b\n\u00e9\U0001f600', "number": 1.5, "flag": True})
+    replica = make(object_of(tmp_path, text), {}, options={"text": 'a"\\b\n\u00e9\U0001f600', "number": 1.5, "flag": True})
     replica.start()
     assert replica.log.read_text() == "".join(
         f"under-test: {line}\n" for line in ('a"\\b\n\u00e9\U0001f600', "1.5", "true", "(null)")
@@ -273,8 +276,8 @@ COVEN_COMPONENT(.private_bytes = sizeof(struct holder), .process_burst = burst, 
 """
 
 
-def test_held_packets_come_back_when_released(make: Make) -> None:
-    replica = make(object_of(HOLDER), {"operations": (OPERATION,)})
+def test_held_packets_come_back_when_released(make: Make, tmp_path: Path) -> None:
+    replica = make(object_of(tmp_path, HOLDER), {"operations": (OPERATION,)})
     replica.start()
     got = replica.through([b"a" * 60, b"b" * 60, b"c" * 60])
     assert [x.verdict for x in got] == [lib.COVEN_HOLD] * 3

@@ -1,0 +1,41 @@
+"""libFuzzer on what components and their hosts read: flows of packets, Extended Agent messages, shared memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import corpus
+from tests.fuzz.target import needs_clang, run
+
+START = (
+    b'1\tstart\tx\ncomponent\tx\nentry\t/x.so\noption\ta\t"b\\\\u00e9"\nmetric\tm\tcounter\tu\th\n'
+    b"operation\to\th\nargument\to\ta\tinteger\t0\t3\th\n"
+)
+
+
+def flows() -> list[bytes]:
+    """Give runs of packets as fuzz_flow takes them: what to do, how long, the packet."""
+    each = [bytes((3, len(packet))) + packet for packet in corpus.packets()]
+    end_all, recover = b"\x08\xff" * 8, b"\x02\x00"
+    return [b"".join(each), b"".join(each) + end_all + b"".join(each), b"".join(each) + recover + b"".join(each)]
+
+
+def messages() -> list[bytes]:
+    """Give messages and JSON strings."""
+    return [START, b'"a\\ud83d\\ude00\\n"', b"1\tget\t\n", b"9\tcall\tset-mode\nargument\tmode\tdrop\\n\n"]
+
+
+TARGETS = {
+    "fuzz_flow": (["flow.c", "parse.c"], flows, 4096),
+    "fuzz_ea": (["ea.c", "declaration.c"], messages, 4096),
+    "fuzz_client": (["client.c", "segment.c", "state.c"], lambda: [b"\x01\x2c\x01", b"\x80\x40\x02"], 1024),
+}
+
+
+@needs_clang
+@pytest.mark.parametrize("target", TARGETS)
+def test_fuzz(tmp_path: Path, target: str) -> None:
+    sources, seeds, longest = TARGETS[target]
+    run(tmp_path, target, sources, seeds(), longest)
