@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from coven.agents.protocol import Request, encode_request
 from coven.agents.schema import read_declarations, read_result, read_values
 from coven.dataplane.core import lib
 from coven.errors import CovenError
-from tests.lib.replica import HEADROOM, Replica, Sent
+from tests.lib.replica import DEADLINE_S, HEADROOM, Replica, Sent
 
 Make = Callable[..., Replica]
 
@@ -36,6 +38,14 @@ def make(tmp_path: Path) -> Iterator[Make]:
     yield function
     for replica in made:
         replica.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Look until it is so."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        os.sched_yield()
 
 
 FORWARDER = """
@@ -122,7 +132,7 @@ def test_data_is_the_memory_itself_and_can_be_resized(make: Make) -> None:
                 assert packet.length == 66 and packet.room_front == 252
                 packet.data[:4] = b"head"
                 packet.data[-2:] = b"ok"
-                for wrong in ((-253, 0), (0, 5000), (70, 0), (0, -66)):
+                for wrong in ((-253, 0), (0, 5000), (70, 0), (70, 40), (0, -66)):
                     try:
                         packet.resize(*wrong)
                     except ValueError:
@@ -245,6 +255,37 @@ def test_hold_and_release_by_packet_and_by_operation(make: Make) -> None:
     replica.through([Sent(b"\1" * 60, {"mark": 17}) for _ in range(40)])
     replica.agent.ask("call", "let-go")
     assert [r.output for r in replica.receive(40)] == [0] * 40
+
+
+def test_held_packets_wait_for_room_in_the_ring(make: Make) -> None:
+    replica = make(HOLDER, component={**LET_GO, "ring_size": 64})
+    replica.start()
+    replica.through([Sent(b"\1" * 60, {"mark": 17}) for _ in range(40)])
+    replica.send([b"\0" * 60] * 64)  # these fill the ring to the worker, which does not look yet
+    wait_until(lambda: replica.ring_out.ready() == 64)
+    replica.agent.ask("call", "let-go")
+    assert replica.head.held == 40
+    returned = replica.receive(104)
+    assert [r.data[0] for r in returned] == [0] * 64 + [1] * 40
+    assert replica.head.held == 0
+
+
+def test_hold_taken_back_in_the_same_burst(make: Make) -> None:
+    replica = make("""
+        class Undecided(Component):
+            def init(self):
+                self.held = None
+            def process_packet(self, packet):
+                if self.held is None:
+                    self.held = packet.hold()
+                    packet.drop()
+                else:
+                    assert not self.held.is_held
+                    packet.mark = 1
+    """)
+    replica.start()
+    assert replica.through([b"\0" * 60])[0].verdict == lib.COVEN_DROP
+    assert replica.through([b"\0" * 60])[0].mark == 1
 
 
 def test_tick_releases(make: Make) -> None:
