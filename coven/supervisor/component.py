@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-START_TIMEOUT = 15.0  # seconds from exec to `ok`
 STOP_GRACE = 1.0
 OUTPUT_LINES = 20  # of a dead component, shown with its error
 LAUNCH_FAILED = 125  # exit status of coven-launch itself
@@ -308,7 +307,7 @@ class Replica:
             entry=program.entry,
             options=self.plan.options,
         )
-        asking = asyncio.ensure_future(agent.ask("start", "", lines, timeout=START_TIMEOUT))
+        asking = asyncio.ensure_future(agent.ask("start", "", lines, timeout=self._context.settings.start_timeout))
         dying = asyncio.ensure_future(process.ended.wait())
         try:
             await asyncio.wait({asking, dying}, return_when=asyncio.FIRST_COMPLETED)
@@ -336,7 +335,7 @@ class Replica:
         output = self.log.texts(OUTPUT_LINES)
         return CovenError(
             "component.start-timeout",
-            f"{self.part} was not ready within {START_TIMEOUT:g} s" + _quote(output),
+            f"{self.part} was not ready within {self._context.settings.start_timeout:g} s" + _quote(output),
             hint="its start must not wait for anything; look at what it does before the first packet",
             where=Where(part=self.part),
         )

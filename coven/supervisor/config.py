@@ -26,6 +26,7 @@ class Settings:
     with_agent: bool
     agent_arguments: tuple[str, ...]
     files: tuple[Path, ...]  # folders whose capture files ports may use; only asked when privileged
+    start_timeout: float  # seconds a component has from its launch to being ready
     argv: tuple[str, ...]
     keeper_pid: int
     privileged: bool = field(default_factory=lambda: os.geteuid() == 0)
@@ -92,6 +93,9 @@ def parse_arguments(arguments: list[str]) -> Settings:
     parser.add_argument("--run-dir", type=Path, default=run)
     parser.add_argument("--bin-dir", type=Path, default=PACKAGE / "bin")
     parser.add_argument("--uid-base", type=int, default=UID_BASE)
+    parser.add_argument(
+        "--start-timeout", type=float, default=15.0, metavar="SECONDS", help="for a component to become ready"
+    )
     parser.add_argument("--no-agent", action="store_true", help="do not start the Management Agent")
     parser.add_argument(
         "--files",
@@ -115,6 +119,7 @@ def parse_arguments(arguments: list[str]) -> Settings:
         with_agent=not options.no_agent,
         agent_arguments=tuple(agent),
         files=tuple(path.absolute() for path in options.files),
+        start_timeout=options.start_timeout,
         argv=(sys.executable, "-m", "coven.supervisor", *_without_keeper_pid(own), *(["--", *agent] if agent else [])),
         keeper_pid=options.keeper_pid or os.getppid(),
     )

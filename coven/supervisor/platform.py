@@ -120,15 +120,19 @@ class Platform:
 
     async def _run(self, runner: Runner, operation: Operation, target: Instance) -> None:
         await runner.run()
+        self._settle(target, operation)
+        self._watch_links(target)
+        journal.prune(self.context.settings.journal_dir, {o.id for o in self.operations.values() if o.ended is None})
+        self._prune_operations()
+
+    def _settle(self, target: Instance, operation: Operation | None) -> None:
+        """What an operation's end means for its instance."""
         target.operation = None
-        if operation.state == "failed" and self.instances.get(target.id) is target:
+        if operation is not None and operation.state == "failed" and self.instances.get(target.id) is target:
             target.set_state("failed")
         if target.state in ("new", "terminated"):
             self._forget(target)
         self.save()
-        self._watch_links(target)
-        journal.prune(self.context.settings.journal_dir, {o.id for o in self.operations.values() if o.ended is None})
-        self._prune_operations()
 
     def _prune_operations(self) -> None:
         ended = [name for name, operation in self.operations.items() if operation.ended is not None]
@@ -220,12 +224,19 @@ class Platform:
             self._resume_operation(name, record)
         self._open_records = {}
         for instance in list(self.instances.values()):
+            self._finish_ended(instance)
             self._watch_links(instance)
             if instance.operation is None:
                 # the worker last: it takes in the replicas that are ready
                 for replica in instance.replicas:
                     await replica.revive()
                 await instance.worker.revive()
+
+    def _finish_ended(self, instance: Instance) -> None:
+        """An operation may have ended in the journal, but not yet in the manifest."""
+        operation = self.operations.get(instance.operation or "")
+        if instance.operation is not None and (operation is None or operation.ended is not None):
+            self._settle(instance, operation)
 
     def _resume_operation(self, name: str, record: Record) -> None:
         head = record.head

@@ -123,8 +123,12 @@ class PlatformUnderTest:
         files: tuple[Path, ...] | None = None,
         environment: Mapping[str, str] | None = None,
         arguments: tuple[str, ...] = (),
+        program: tuple[str, ...] = ("-m", "coven.supervisor"),
     ) -> None:
-        """folder: to work in. files: folders for capture files, by default `folder`. host: of tests.lib.net."""
+        """folder: to work in. files: folders for capture files, by default `folder`. host: of tests.lib.net.
+
+        program: of the supervisor, for Python. environment: added to ours.
+        """
         self.folder = folder
         self.state_dir, self.run_dir = folder / "state", folder / "run"
         self.log_path = folder / "platform.log"
@@ -137,7 +141,7 @@ class PlatformUnderTest:
         for path in (folder,) if files is None else files:
             options += ["--files", str(path)]
         options += [*arguments, "--", *agent_arguments] if agent_arguments else list(arguments)
-        supervisor = [sys.executable, "-m", "coven.supervisor", *options]
+        supervisor = [sys.executable, *program, *options]
         self.command = [str(self.bin_dir / "coven-keeper"), "--", *supervisor]
         self._client: Client | None = None
         self._operations = itertools.count(1)
@@ -361,8 +365,8 @@ class PlatformUnderTest:
     def leftovers(self) -> list[str]:
         """Say what this platform has left on the host: processes, cgroups, shared memory, mounts."""
         found = [f"shm {path.name}" for path in Path("/dev/shm").glob(f"{self.platform_id}*")]
-        found += [f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob(f"*/{self.platform_id}/*")]
-        found += [f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob(f"{self.platform_id}/*")]
+        groups = [p for way in ("", "*/") for p in Path("/sys/fs/cgroup").glob(f"{way}{self.platform_id}/*")]
+        found += [f"cgroup {path}" for path in groups if path.is_dir()]
         mounts = Path("/proc/self/mounts").read_text().splitlines()
         found += [f"mount {line}" for line in mounts if str(self.folder) in line]
         marker = os.fsencode(self.folder)

@@ -37,7 +37,7 @@
 #define MAX_NAMES 4096
 #define MESSAGE_BYTES 512
 #define SOCKET_FD 3      /* in the supervisor */
-#define HEALTHY_MS 10000 /* a supervisor that lived this long is restarted at once again */
+#define HEALTHY_MS 500   /* a supervisor that lived this long is restarted at once again */
 #define EXIT_MS 20000    /* time a supervisor has for an orderly end */
 
 struct stored {
