@@ -231,6 +231,7 @@ static int handle_running(struct coven_worker *worker, struct request *request, 
         return -EAGAIN;
     switch (request->message.op) {
     case COVEN_CONTROL_RUN:
+        worker->running = true;
         worker->receiving = true;
         return 0;
     case COVEN_CONTROL_PAUSE:

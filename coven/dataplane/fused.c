@@ -67,7 +67,8 @@ static void leave_breadcrumb(struct coven_worker *worker, uint16_t component, co
 {
     struct coven_breadcrumb *crumb = &worker->book.ledger->breadcrumb;
 
-    memcpy(crumb->handle, handles, sizeof(handles[0]) * n);
+    if (n > 0)
+        memcpy(crumb->handle, handles, sizeof(handles[0]) * n);
     crumb->n = n;
     __asm__ volatile("" ::: "memory"); /* the list before the number that makes it count */
     crumb->component = component + 1u;

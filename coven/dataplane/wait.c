@@ -44,7 +44,7 @@ static void tick(struct coven_worker *worker)
 {
     worker->tick_ns = worker->now_ns + COVEN_NS_PER_MS;
     coven_fused_tick(worker);
-    for (uint32_t r = 0; r < worker->plan->n_replicas; r++)
+    for (uint32_t r = 0; worker->running && r < worker->plan->n_replicas; r++)
         if (worker->replica[r].attached && worker->replica[r].given.n > 0)
             coven_replica_hold_check(worker, &worker->replica[r]);
     coven_removal_turn(worker);
@@ -94,7 +94,7 @@ static uint64_t next_timer(const struct coven_worker *worker)
 /* Say to all replicas that their doorbell must be rung. False: one has something for us. */
 static bool announce_sleep(struct coven_worker *worker)
 {
-    for (uint32_t r = 0; r < worker->plan->n_replicas; r++)
+    for (uint32_t r = 0; worker->running && r < worker->plan->n_replicas; r++)
         if (worker->replica[r].attached && !coven_ring_sleep(&worker->replica[r].out))
             return false;
     return true;
@@ -145,7 +145,7 @@ static uint64_t collect_fds(struct coven_worker *worker, struct sleeper *s)
         s->port[s->n_ports++] = p;
         add_fd(s, fd);
     }
-    for (uint32_t r = 0; r < worker->plan->n_replicas; r++)
+    for (uint32_t r = 0; worker->running && r < worker->plan->n_replicas; r++)
         if (worker->replica[r].attached)
             add_fd(s, worker->replica[r].out.doorbell);
     return due;

@@ -30,7 +30,7 @@ int coven_worker_run(struct coven_worker *worker)
                 done += coven_ingress_burst(worker, p);
 
         /* isolated components give packets back -> graph */
-        for (uint32_t r = 0; r < worker->plan->n_replicas; r++)
+        for (uint32_t r = 0; worker->running && r < worker->plan->n_replicas; r++)
             if (worker->replica[r].attached)
                 done += coven_replica_take(worker, &worker->replica[r]);
 

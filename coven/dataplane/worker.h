@@ -143,7 +143,10 @@ struct coven_worker {
     /* segments and descriptors as given */
     struct coven_segment plan_segment, pool_segment, ledger_segment, stats_segment;
     int control_fd;   /* -1: the supervisor is gone */
-    bool ready, receiving, leaving;
+    bool ready;     /* READY was answered */
+    bool running;   /* RUN came: packets move; before, a successor waits until all replicas are attached again */
+    bool receiving; /* ports are read: not while pausing */
+    bool leaving;
     int exit_status;
     struct {
         bool active;

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -320,7 +321,7 @@ class Rig:
             self.worker = subprocess.Popen(
                 [str(self.bin_dir / "coven-worker"), "--instance", "test", "--index", "0"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.env, pass_fds=(3,),
-                preexec_fn=_as_fd_3(self._peer.fileno()),  # noqa: PLW1509
+                preexec_fn=_as_fd_3(self._peer.fileno()),
             )  # fmt: skip
         for image in (self.layout.plan, self.layout.pool, self.layout.ledger, self.layout.stats, *self.layout.states):
             self.request(lib.COVEN_CONTROL_SEGMENT, image.index, (image.kind,), fds=(self.segments[image.name].fd,))
@@ -388,12 +389,15 @@ class Rig:
         self.worker.wait(DEADLINE_S)
 
     def restart_worker(self, *, env: Mapping[str, str] | None = None, run: bool = True) -> Control:
-        """Start a successor, attach what runs, and run; give READY's answer."""
+        """Start a successor, attach what runs, start what does not run yet, and run; give READY's answer."""
         self.env = {"PATH": os.defpath, **(env or {})}
         self._drain()
         answer = self.start_worker()
-        for component in self.components.values():
-            self.attach(component.number)
+        for place in self.layout.places:
+            if place.number in self.components:
+                self.attach(place.number)
+            else:
+                self.start_component(place.number)
         if run:
             self.request(lib.COVEN_CONTROL_RUN)
         return answer
@@ -595,8 +599,6 @@ def _as_fd_3(fd: int) -> Callable[[], None]:
 
 
 def _lift(fd: int) -> int:
-    import fcntl
-
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 20)
 
 
