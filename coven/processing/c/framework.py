@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import struct
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from coven.errors import CovenError, Where
 from coven.processing.framework import Build, Launch, Source, file_fault
@@ -80,7 +80,6 @@ class CFramework:
         files = (source.entry, *source.build.get("sources", ()))
         flags = (
             *CFLAGS,
-            f"-ffile-prefix-map={source.folder}=.",
             *(f"-D{name}={value}" for name, value in source.build.get("defines", {}).items()),
             "-I.",
             *(f"-I{name}" for name in source.build.get("include", ())),
@@ -90,6 +89,7 @@ class CFramework:
         command = (
             program,
             *flags,
+            f"-ffile-prefix-map={source.folder}=.",
             "-o",
             str(artifact),
             *(f"./{name}" for name in files),
@@ -112,7 +112,7 @@ class CFramework:
                 groups = diagnostic.groupdict()
                 column = groups.get("column")
                 where = Where(
-                    file=groups["file"].removeprefix("./"),
+                    file=str(PurePosixPath(groups["file"])),
                     line=int(groups["line"]) if groups["line"] else None,
                     column=int(column) if column else None,
                     part=source.where,
