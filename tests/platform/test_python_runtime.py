@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from coven.agents.protocol import Request, encode_request
+from coven.agents.protocol import Request, decode_answer, encode_request
 from coven.agents.schema import read_declarations, read_result, read_values
 from coven.dataplane.core import lib
 from coven.errors import CovenError
@@ -407,6 +409,34 @@ def test_garbage_from_the_asker_is_answered(make: Make) -> None:
         assert b"error\tmalformed" in replica.socket.recv(65537)
     replica.socket.setblocking(False)
     assert replica.agent.ask("check")
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
+    folder = tmp_path_factory.mktemp("asked")
+    (folder / "main.py").write_text("from coven.component import *\n" + textwrap.dedent(ASKED))
+    with Replica("python", folder, "main.py", component=ASKED_DECLARED, log=folder / "log") as replica:
+        replica.start()
+        yield replica
+
+
+FIELDS = st.lists(st.text(max_size=8) | st.sampled_from(["argument", "word", "times", "echo", "seen"]), max_size=4)
+
+
+def question(verb: str, lines: list[list[str]]) -> bytes:
+    """Give a request that is not escaped, and so seldom well-formed."""
+    return "\n".join([f"1\t{verb}\t{''.join(lines[0] if lines else '')}", *map("\t".join, lines), ""]).encode()
+
+
+@given(
+    st.binary(min_size=1, max_size=300)
+    | st.builds(question, st.sampled_from(["get", "call", "list", "check", "start"]), st.lists(FIELDS, max_size=4))
+)
+def test_whatever_is_asked_is_answered(asked: Replica, data: bytes) -> None:
+    asked.socket.setblocking(True)
+    asked.socket.settimeout(DEADLINE_S)
+    asked.socket.send(data)
+    decode_answer(asked.socket.recv(65537))
 
 
 def test_an_asker_that_does_not_read_does_not_stop_packets(make: Make) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from coven.dataplane.core import lib
+from coven.dataplane.core import ffi, lib
 from tests.lib.dataplane import Rig, c_component, chain_plan, gen, pcap, py_component
 from tests.lib.examples import DATA, EXAMPLES, capture, described
 from tests.lib.faults import faulty_core
@@ -91,3 +91,65 @@ def test_killed_at_a_fault_point_nothing_is_lost_twice(tmp_path: Path, point: st
         assert counted(rig) == taken.tx
         assert set(reason for _, reason in taken.drops) <= {"component-crash", "component-down", "ring-full"}
         assert taken.component(0, lib.COVEN_COMPONENT_VIOLATIONS) == 0
+
+
+HOLD = """
+from coven.component import Component, operation
+
+class Hold(Component):
+    def init(self):
+        self.held = []
+    def process_packet(self, packet):
+        self.held.append(packet.hold())
+    @operation("release")
+    def release(self):
+        for held in self.held:
+            held.forward()
+        return len(self.held)
+"""
+
+
+@pytest.mark.parametrize("isolation", ["copy", "shared"])
+def test_held_packets_are_bounded_and_late_ones_harmless(tmp_path: Path, isolation: str) -> None:
+    """What is taken back counts once, whenever the component gives it back; the rest goes out."""
+    (tmp_path / "hold.py").write_text(HOLD)
+    operations = [{"name": "release", "help": "gives all back", "arguments": []}]
+    component = py_component(
+        "hold", tmp_path / "hold.py", isolation, hold={"packets": 20, "ms": 60000}, operations=operations
+    )
+    with Rig(chain_plan([gen("in", packets=100), gen("out")], [component]), tmp_path) as rig:
+        rig.start()
+        taken = rig.wait(lambda s: s.rx == 100 and s.drop("hold-limit") == 80, "the limit")
+        assert (taken.held, taken.tx) == (20, 0)
+        assert rig.agent().ask("call", "release") == (("result", "result", "100"),)
+        done = rig.wait(lambda s: s.tx == 20, "what was held goes out")
+        assert (done.held, done.quarantine, done.dropped) == (0, 0, 80)
+
+
+def test_held_too_long(tmp_path: Path) -> None:
+    (tmp_path / "hold.py").write_text(HOLD)
+    operations = [{"name": "release", "help": "gives all back", "arguments": []}]
+    component = py_component(
+        "hold", tmp_path / "hold.py", "copy", hold={"packets": 50, "ms": 20}, operations=operations
+    )
+    with Rig(chain_plan([gen("in", packets=10), gen("out")], [component]), tmp_path) as rig:
+        rig.start()
+        assert rig.wait(lambda s: s.drop("hold-timeout") == 10).held == 0
+
+
+def test_an_exception_costs_its_burst_and_says_why(tmp_path: Path) -> None:
+    source = "from coven.component import Component\nclass Bad(Component):\n    def process_packet(self, packet):\n"
+    (tmp_path / "bad.py").write_text(
+        source + "        if packet.length == 100:\n            raise ValueError('a hundred')\n"
+    )
+    component = py_component("bad", tmp_path / "bad.py", "shared")
+    with Rig(chain_plan([gen("in", packets=7, size=100), gen("out")], [component]), tmp_path) as rig:
+        rig.start()
+        assert rig.wait_component_death() == 1
+        words = ffi.string(rig.components[0].segment.struct("coven_replica").last_words).decode()
+        assert words == "bad.py:5: ValueError: a hundred"
+        rig.detach(0)
+        done = rig.wait(lambda s: s.rx == 7 and s.held == 0)
+        assert done.drop("component-crash") >= 1
+        assert done.drop("component-crash") + done.drop("component-down") == 7
+        assert "ValueError: a hundred" in (tmp_path / "component-0.log").read_text()

@@ -142,6 +142,8 @@ def _signature_faults(name: str, method: FunctionType, declared: Mapping[str, Ar
     parameters = {*positional, *keyword}
     wanted = {argument.replace("-", "_"): argument for argument in declared}
     place = f"{_place(method)}: operation {name!r}"
+    if len(wanted) < len(declared):
+        return [f"{place} has arguments whose names differ only in - and _"]
     faults = [f"{place} has no parameter for argument {wanted[p]!r}" for p in wanted if p not in parameters]
     faults += [
         f"{place} has a parameter {p!r} that is not declared" for p in sorted(parameters - optional - set(wanted))
