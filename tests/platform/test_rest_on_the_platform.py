@@ -1,0 +1,268 @@
+"""The agent over the real supervisor: a package's whole life over REST, what bad packages get, and kills of the agent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from coven import package
+from tests.lib.platform import PlatformUnderTest
+from tests.lib.rest import Answer, Rest
+
+ROOT = Path(__file__).parents[2]
+LAN = {"tool": "gen", "packets": 500, "bytes": 128}
+WAN = {"tool": "gen", "packets": 0}
+VNF = """
+coven: 1
+name: broken
+version: "1.0.0"
+provider: tests
+summary: does not work
+ports: {lan: {}, wan: {}}
+components: {part: {source: part}}
+paths: {through: {hops: [lan, part, wan]}}
+"""
+COMPONENT = "name: part\nsummary: a part\nframework: %s\nentry: %s\n"
+
+
+class Platform:
+    """A platform and a client of its agent."""
+
+    def __init__(self, under_test: PlatformUnderTest) -> None:
+        self.under_test = under_test
+        self.rest = Rest(under_test.run_dir / "agent.sock")
+        self.agent_pid = 0
+        self.wait_agent()
+
+    def wait_agent(self) -> None:
+        """Wait for an agent that is another process than the last one."""
+
+        def answers() -> bool:
+            pid = self.under_test.request("hello")["agent"]
+            if pid in (None, self.agent_pid):
+                return False
+            try:
+                told = self.rest.get("/v1")["agent"]["pid"]
+            except OSError:
+                return False
+            if told != pid:
+                return False
+            self.agent_pid = pid
+            return True
+
+        self.under_test.wait_for(answers, "no agent answers")
+
+    def kill_agent(self) -> None:
+        self.under_test.kill(self.agent_pid)
+
+    def upload(self, folder: Path, work: Path) -> str:
+        archive = package.build(folder, work)
+        answer = self.rest.call("POST", "/v1/packages", raw=archive.read_bytes(), kind="application/zip")
+        assert answer.status == 201, answer.body
+        return str(answer.json["id"])
+
+    def create(self, identity: str, **more: object) -> Answer:
+        body = {"package": identity, "ports": {"lan": LAN, "wan": WAN}, **more}
+        return self.rest.call("POST", "/v1/instances", body)
+
+    def wait_counters(self, instance: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        def fits() -> dict[str, Any] | None:
+            found: dict[str, Any] = self.rest.get(f"/v1/instances/{instance}/counters")
+            return found if condition(found) else None
+
+        return dict(self.under_test.wait_for(fits, "the counters do not come to that"))
+
+
+@pytest.fixture
+def platform(tmp_path: Path) -> Iterator[Platform]:
+    with PlatformUnderTest(tmp_path, agent=True, agent_arguments=("--listen", "none")) as under_test:
+        yield Platform(under_test)
+    assert under_test.leftovers() == []
+
+
+def pids(instance: dict[str, Any]) -> list[int]:
+    """Give worker and components."""
+    replicas = [replica["pid"] for part in instance["components"] for replica in part["replicas"]]
+    return [worker["pid"] for worker in instance["workers"]] + replicas
+
+
+def test_the_whole_life_of_a_function(platform: Platform, tmp_path: Path) -> None:
+    rest = platform.rest
+    identity = platform.upload(ROOT / "packages" / "l7-firewall", tmp_path)
+    operation = rest.finish(platform.create(identity, id="fw", grants={"*": "shared"}))
+    assert operation["state"] == "succeeded", operation["error"]
+    assert {step["state"] for step in operation["steps"]} == {"done"}
+
+    found = rest.get("/v1/instances/fw")
+    assert (found["state"], found["desired"], found["health"]) == ("started", "started", "ok")
+    assert {part["name"]: part["isolation"] for part in found["components"]} == {
+        "analyzer": "shared",
+        "filter": "shared",
+    }
+    counters = platform.wait_counters("fw", lambda c: c["accounting"]["tx"] == 500)
+    assert counters["accounting"]["balanced"]
+
+    offers = {part["name"]: part for part in rest.get("/v1/instances/fw/list")["components"]}
+    assert next(m for m in offers["filter"]["metrics"] if m["name"] == "seen")["value"] == 500
+    assert "add-pattern" in [offer["name"] for offer in offers["analyzer"]["operations"]]
+    check = rest.get("/v1/instances/fw/check")
+    assert check["healthy"] and [answer["bursts"] > 0 for answer in check["answers"]] == [True, True]
+
+    monitor = rest.get("/v1/instances/fw/monitor")
+    parts = {process["part"] for process in monitor["processes"]}
+    assert {"worker 0", "component analyzer", "component filter", "supervisor", "keeper", "agent"} == parts
+    assert monitor["core"]["memory_bytes"] > 1 << 20 and monitor["core"]["cpu_seconds"] > 0
+    assert monitor["core"]["network"]["rx_bytes"] == 500 * 128
+    assert rest.get("/v1/instances/fw/components/analyzer/logs")["lines"] is not None
+    assert rest.get("/v1/instances/fw/logs?lines=5")["lines"] is not None
+
+    for verb in ("stop", "start", "restart", "heal", "stop", "terminate"):
+        ended = rest.finish(rest.call("POST", f"/v1/instances/fw/{verb}"))
+        assert ended["state"] == "succeeded", ended
+    assert rest.call("GET", "/v1/instances/fw").code == "instance.not-found"
+    assert rest.call("DELETE", f"/v1/packages/{identity}").status == 204
+    assert psutil.Process(platform.agent_pid).memory_info().rss < 90e6
+
+
+def test_requests_to_components(platform: Platform, tmp_path: Path) -> None:
+    rest = platform.rest
+    rest.finish(platform.create(platform.upload(ROOT / "packages" / "l7-firewall", tmp_path), id="fw"))
+    ask = "/v1/instances/fw/request"
+    call = {"component": "filter", "operation": "set-mode"}
+    answer = rest.call("POST", ask, {**call, "arguments": {"mode": "count"}})
+    assert answer.status == 200 and answer.json["latency_ms"] > 0
+    metric = rest.call("POST", ask, {"component": "filter", "metric": "seen"})
+    assert metric.json["value"] >= 0
+    for body, status, code in (
+        ({**call, "arguments": {"mode": "x"}}, 422, "component.argument-invalid"),
+        ({**call, "arguments": {"mode": 1}}, 422, "component.argument-invalid"),
+        (call, 422, "component.argument-invalid"),
+        ({**call, "arguments": {"mode": "drop", "x": 1}}, 422, "component.argument-invalid"),
+        ({"component": "none", "operation": "x"}, 404, "component.not-found"),
+        ({"component": "filter", "operation": "x"}, 404, "component.operation-unknown"),
+        ({"component": "filter", "metric": "x"}, 404, "component.operation-unknown"),
+        ({"component": "filter"}, 422, "request.invalid"),
+        ({**call, "metric": "seen"}, 422, "request.invalid"),
+        ({**call, "arguments": {"mode": ["drop"]}}, 422, "request.invalid"),
+    ):
+        refused = rest.call("POST", ask, body)
+        assert (refused.status, refused.code) == (status, code), refused.body
+    assert rest.call("GET", "/v1/instances/fw/components/none/logs").code == "component.not-found"
+
+
+@pytest.mark.parametrize(
+    ("framework", "entry", "source", "code"),
+    [
+        ("c", "part.c", "int broken(void) { return }\n", "component.compile-failed"),
+        ("python", "part.py", "raise RuntimeError('not today')\n", "component.bad-code"),
+        ("python", "part.py", "import os\nos._exit(3)\n", "component.exited"),
+    ],
+)
+def test_what_bad_components_get(
+    platform: Platform, tmp_path: Path, framework: str, entry: str, source: str, code: str
+) -> None:
+    folder = tmp_path / "source"
+    (folder / "part").mkdir(parents=True)
+    (folder / "vnf.yaml").write_text(VNF)
+    (folder / "part" / "component.yaml").write_text(COMPONENT % (framework, entry))
+    (folder / "part" / entry).write_text(source)
+    identity = platform.upload(folder, tmp_path)
+    operation = platform.rest.finish(platform.create(identity, id="fw"))
+    assert (operation["state"], operation["error"]["code"]) == ("rolled-back", code), operation
+    assert platform.rest.call("GET", "/v1/instances/fw").code == "instance.not-found"
+    assert platform.under_test.request("state")["instances"] == {}
+    assert platform.rest.call("DELETE", f"/v1/packages/{identity}").status == 204
+
+
+def test_bindings_that_do_not_fit(platform: Platform, tmp_path: Path) -> None:
+    identity = platform.upload(ROOT / "packages" / "passthrough", tmp_path)
+    for ports, code in (
+        ({"lan": LAN}, "binding.missing"),
+        ({"lan": LAN, "wan": WAN, "dmz": WAN}, "binding.unknown"),
+        ({"lan": {"tool": "pigeon"}, "wan": WAN}, "port.unknown-tool"),
+    ):
+        body = {"package": identity, "ports": ports}
+        assert platform.rest.call("POST", "/v1/instances", body).code == code
+    answer = platform.create(identity, parameters={"speed": 9})
+    assert (answer.status, answer.code) == (422, "parameter.unknown")
+    assert platform.rest.get("/v1/instances")["instances"] == []
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to open an interface")
+def test_an_interface_that_is_not_there(platform: Platform, tmp_path: Path) -> None:
+    identity = platform.upload(ROOT / "packages" / "passthrough", tmp_path)
+    body = {"package": identity, "ports": {"lan": "cvnone0", "wan": WAN}, "id": "fw"}
+    operation = platform.rest.finish(platform.rest.call("POST", "/v1/instances", body))
+    assert operation["error"]["code"] == "port.interface-missing"
+    assert platform.rest.call("GET", "/v1/instances/fw").status == 404
+
+
+def test_a_killed_agent_takes_nothing_with_it(platform: Platform, tmp_path: Path) -> None:
+    rest = platform.rest
+    rest.finish(platform.create(platform.upload(ROOT / "packages" / "passthrough", tmp_path), id="fw"))
+    before = rest.get("/v1/instances/fw")
+    for _ in range(3):
+        platform.kill_agent()
+        platform.wait_agent()
+        after = rest.get("/v1/instances/fw")
+        assert pids(after) == pids(before) and after["state"] == "started"
+        assert rest.get("/v1/instances/fw/check")["healthy"]
+        assert rest.get("/v1/instances/fw/list")["components"][0]["answered"]
+    body = {"component": "forward", "metric": "forwarded_pkts"}
+    assert rest.call("POST", "/v1/instances/fw/request", body).status == 200
+    platform.under_test.kill(platform.under_test.supervisor_pid)
+    assert rest.get("/v1")["health"] == "ok"  # waited for
+    assert pids(rest.get("/v1/instances/fw")) == pids(before)
+    assert rest.finish(rest.call("POST", "/v1/instances/fw/stop"))["state"] == "succeeded"
+
+
+@pytest.mark.slow
+def test_the_agent_is_killed_at_each_step_of_a_deployment(platform: Platform, tmp_path: Path) -> None:
+    """Afterwards the state is as before or completely deployed, and says so."""
+    rest = platform.rest
+    identity = platform.upload(ROOT / "packages" / "passthrough", tmp_path)
+    watcher = platform.under_test.connect()
+    watcher.request("subscribe")
+    steps = [step["name"] for step in rest.finish(platform.create(identity, id="first"))["steps"]]
+    assert len(steps) > 5
+    rest.finish(rest.call("POST", "/v1/instances/first/terminate", {"force": True}))
+    for number, name in enumerate(steps):
+        instance = f"fw-{number}"
+        accepted = platform.create(identity, id=instance)
+        assert accepted.status == 202
+        watcher.wait_event(
+            lambda event, instance=instance, name=name: (  # type: ignore[misc]
+                event["type"] == "operation-step"
+                and event["instance"] == instance
+                and event["step"]["name"] == name
+            )
+        )
+        platform.kill_agent()
+        platform.wait_agent()
+        ended = rest.finish(accepted)
+        found = rest.call("GET", f"/v1/instances/{instance}")
+        if ended["state"] == "succeeded":
+            assert found.json["state"] == found.json["desired"] == "started"
+        else:
+            assert found.status == 404
+        actual = set(platform.under_test.request("state")["instances"])
+        assert actual == {known["id"] for known in rest.get("/v1/instances")["instances"]}
+        if found.status == 200:
+            rest.finish(rest.call("POST", f"/v1/instances/{instance}/terminate", {"force": True}))
+    watcher.close()
+
+
+def test_off(platform: Platform, tmp_path: Path) -> None:
+    rest = platform.rest
+    rest.finish(platform.create(platform.upload(ROOT / "packages" / "passthrough", tmp_path)))
+    refused = rest.call("POST", "/v1/agent/off")
+    assert (refused.status, refused.code) == (409, "platform.running")
+    assert rest.call("POST", "/v1/agent/off", {"force": True}).status == 202
+    keeper = platform.under_test.keeper
+    assert keeper is not None and keeper.wait(20) == 0
