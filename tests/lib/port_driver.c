@@ -9,6 +9,8 @@
 
 #include "port.h"
 
+#define DRIVER_BOOK_ONLY 2 /* killed between the booking and the release */
+
 struct driver {
     struct coven_port port;
     struct coven_plan_port plan;
@@ -86,7 +88,8 @@ uint16_t driver_rx(struct driver *self, uint16_t max, int book)
     for (uint16_t i = 0; i < rx->n_drops; i++)
         shared->rx_drops[rx->drops[i].reason] += rx->drops[i].n;
     memcpy(self->port.position->rx, rx->position, sizeof(rx->position));
-    self->port.ops->rx_release(&self->port);
+    if (book != DRIVER_BOOK_ONLY)
+        self->port.ops->rx_release(&self->port);
     return rx->n;
 }
 

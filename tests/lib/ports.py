@@ -25,6 +25,7 @@ HERE = Path(__file__).resolve().parent
 DATAPLANE = HERE.parents[1] / "coven" / "dataplane"
 SENT = 0xFF
 BURST = 32
+BOOK_ONLY = 2
 
 
 def _struct(header: str, name: str) -> str:
@@ -112,8 +113,8 @@ class Driver:
             self.lib.driver_close(self.handle)
             self.handle = None
 
-    def receive(self, most: int = BURST, *, book: bool = True) -> list[bytes]:
-        """Take one burst."""
+    def receive(self, most: int = BURST, *, book: int = True) -> list[bytes]:
+        """Take one burst. book: BOOK_ONLY leaves the slots unreleased, as a kill at that point does."""
         n = self.lib.driver_rx(self.handle, most, book)
         return [
             bytes(self.ffi.buffer(self.lib.driver_data(self.handle, i), self.lib.driver_length(self.handle, i)))

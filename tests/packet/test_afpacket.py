@@ -17,7 +17,7 @@ import pytest
 
 from coven.network import OpenedPort, tool_of
 from tests.lib.net import Host, Network, unavailable
-from tests.lib.ports import Driver, build, fork_forwarder, forwarding, reasons
+from tests.lib.ports import BOOK_ONLY, Driver, build, fork_forwarder, forwarding, reasons
 from tests.lib.segments import build as build_super
 from tests.lib.segments import expected
 
@@ -393,6 +393,38 @@ def test_a_super_frame_goes_on_in_later_bursts_and_in_another_process(bench: Ben
             driver = Driver(bench.opened[0], shared=bench.lan.memory)
     assert payloads == pieces
     assert bench.lan.shared.created >= 48
+
+
+@pytest.mark.parametrize("popped", [False, True])
+def test_what_a_dead_process_had_not_given_back_is_given_back(bench: Bench, popped: bool) -> None:
+    """Killed after each booking, before or within the release; more often than the ring has slots."""
+    slots = bench.opened[0].plan_fields["ring_frames"]
+    with bench.client.entered():
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    bench.client.ip("neigh", "add", SERVER4, "lladdr", "02:00:00:00:00:09", "dev", "eth0")
+    queue = socket.socket(fileno=os.dup(bench.opened[0].fds[0]))
+    with sender, queue:
+        sender.connect((SERVER4, 9))
+        sender.setsockopt(17, 103, 960)
+        bench.client.run("sysctl", "-q", "net.ipv6.conf.eth0.disable_ipv6=1")  # nothing else is to come
+        while bench.lan.receive():
+            pass
+        driver = bench.lan
+        for n in range(slots // 8 + 40):
+            sent = [[struct.pack("!III", n, m, i) * 80 for i in range(3)] for m in range(8)]
+            for pieces in sent:
+                sender.send(b"".join(pieces))
+            received = []
+            for _ in range(8):
+                received.append([packet[42:] for packet in driver.receive(3, book=BOOK_ONLY)])
+                if popped:
+                    queue.recv(16)  # the copy was taken, the slot was not cleared
+                driver.close()
+                driver = Driver(bench.opened[0], shared=bench.lan.memory)
+            assert received == sent
+    assert bench.lan.drops() == {}
+    assert driver.lib.driver_missed(driver.handle) == 0
+    driver.close()
 
 
 def test_kills_lose_little_and_repeat_nothing(bench: Bench) -> None:

@@ -268,6 +268,21 @@ def test_recorded_pace(tmp_path: Path) -> None:
     port.close()
 
 
+def test_descriptions_that_are_read_again_count_once(tmp_path: Path) -> None:
+    """A packet that is not due yet is looked at again and again, with the interface block before it."""
+    source = section("<") + interface("<") + enhanced("<", 0, 0, FRAMES[0])
+    source += interface("<") + enhanced("<", 1, 100_000, FRAMES[1])
+    port = open_pcap(tmp_path, source, paced=True)
+    driver = Driver(port)
+    due = driver.ffi.new("uint64_t *")
+    frames = [frame for _ in range(100) for frame in driver.receive()]
+    while not driver.lib.driver_done(driver.handle):
+        frames += driver.receive()
+        driver.lib.driver_wait(driver.handle, due)
+    assert frames == FRAMES[:2]
+    port.close()
+
+
 def test_loop(tmp_path: Path) -> None:
     port = open_pcap(tmp_path, classic(FRAMES), loop=True)
     driver = Driver(port)
