@@ -12,6 +12,8 @@ import yaml
 
 from coven.agents.client import AgentClient
 from coven.agents.schema import argument_lines, read_declarations, read_result
+from tests.lib import c_build
+from tests.lib.builds import BIN
 from tests.lib.replica import Replica
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,9 +37,10 @@ def example(name: str, log: Path, *, options: Mapping[str, Any] | None = None, *
     """Give an example component of vnfc_examples, not started yet; options are filled up with its defaults."""
     folder = EXAMPLES / name
     component, defaults = described(folder)
+    entry = c_build.example(name)[0] if component["framework"] == "c" else folder / component["entry"]
     return Replica(
-        component["framework"], folder, component["entry"], component=component, options={**defaults, **(options or {})},
-        log=log, **kwargs,
+        component["framework"], entry.parent, entry.name, component=component, options={**defaults, **(options or {})},
+        bin_dir=BIN, log=log, **kwargs,
     )  # fmt: skip
 
 
