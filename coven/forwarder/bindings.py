@@ -47,6 +47,7 @@ OPTIONS: dict[str, dict[str, tuple[Any, Callable[[object], bool], str]]] = {
         "paced": (False, _is_flag, "true or false"),
         "nanosecond": (False, _is_flag, "true or false"),
         "loop": (False, _is_flag, "true or false"),
+        "skip_cut": (False, _is_flag, "true or false"),
     },
     "gen": {
         "packets": (0, _within(0, 2**64 - 1), "a number of packets"),

@@ -110,7 +110,8 @@ class AfpacketTool:
                     "ring_frame_bytes": slot_bytes,
                     "flags": 0,
                 },
-                note=f"{interface.name}: receive ring of {slots} slots of {slot_bytes} bytes",
+                note=f"{interface.name}: receive ring of {slots} slots of {slot_bytes} bytes ({RING_BYTES >> 20} MiB)"
+                + ("" if made else "; the host's own stack sees the traffic too (no cls_bpf in this kernel)"),
                 settings=settings,
                 shield=(interface.index, made) if made else None,
             )

@@ -113,7 +113,7 @@ def test_buffers_hold_the_largest_packet(mtu: int, bytes_: int) -> None:
 def test_bindings_get_their_full_form() -> None:
     planned = make(bindings={"lan": {"tool": "pcap", "in": "/a"}, "wan": {"tool": "gen", "packets": 5}})
     lan, wan = planned.ports
-    assert lan.options == {"in": "/a", "out": None, "paced": False, "nanosecond": False, "loop": False}
+    assert lan.options == {"in": "/a", "out": None, "paced": False, "nanosecond": False, "loop": False, "skip_cut": False}
     assert (lan.interface, lan.mtu, planned.pool.buffer_bytes) == (None, 0, 16384)
     assert wan.options == {"packets": 5, "bytes": 64, "rate": 0, "flows": 1}
 
