@@ -82,6 +82,8 @@ class Replica:
         self._make_memory()
         self.to_component = os.eventfd(0, os.EFD_CLOEXEC)
         self.pid = -1
+        self.segment: Any = None
+        self.socket: Any = None
         self.attach()
 
     def _make_memory(self) -> None:
@@ -100,6 +102,7 @@ class Replica:
 
     def attach(self) -> None:
         """Make a new replica segment, as for each start of a component."""
+        self._detach()
         self.segment = _segment(self.layout.replicas[0])
         self.head = self.segment.struct("coven_replica")
         self.to_worker = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -165,10 +168,25 @@ class Replica:
         return ffi.string(self.head.last_words).decode()
 
     def close(self) -> None:
-        """End the process, however it is."""
+        """End the process, however it is, and give all descriptors back."""
         if self.pid > 0:
             os.kill(self.pid, signal.SIGKILL)
             self.wait_exit()
+        self._detach()
+        if self.to_component >= 0:
+            os.close(self.to_component)
+        self.to_component = -1
+        for segment in (self.state, self.pool):
+            segment.close()
+
+    def _detach(self) -> None:
+        if self.segment is not None:
+            self.buffers.release()
+            self.segment.close()
+            os.close(self.to_worker)
+        if self.socket is not None:
+            self.socket.close()
+        self.segment = self.socket = None
 
     def __enter__(self) -> Replica:
         return self
