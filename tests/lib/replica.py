@@ -167,11 +167,15 @@ class Replica:
         """What the component left in its segment."""
         return ffi.string(self.head.last_words).decode()
 
-    def close(self) -> None:
-        """End the process, however it is, and give all descriptors back."""
+    def kill(self) -> None:
+        """End the process, if there is one; the component can be attached and started again."""
         if self.pid > 0:
             os.kill(self.pid, signal.SIGKILL)
             self.wait_exit()
+
+    def close(self) -> None:
+        """End the process, however it is, and give all descriptors back."""
+        self.kill()
         self._detach()
         if self.to_component >= 0:
             os.close(self.to_component)

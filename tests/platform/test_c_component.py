@@ -351,7 +351,7 @@ def test_reset_begins_a_period_that_survives_a_restart(make: Make) -> None:
     replica.through([flow_packet(3), flow_packet(3)])
     assert read_result(replica.agent.ask("call", "reset")) == {"period": "1"}
     assert replica.through([flow_packet(3)])[0].meta.user[0] == 1
-    replica.close()
+    replica.kill()
     replica.attach()
     replica.start()
     assert replica.through([flow_packet(3)])[0].meta.user[0] == 2
