@@ -362,5 +362,5 @@ void coven_runtime_forget(struct coven_runtime *runtime, uint32_t handle)
 
 bool coven_runtime_is_holding(const struct coven_runtime *runtime)
 {
-    return runtime->n_held != 0;
+    return runtime->n_held != 0 && runtime->ops->tick != NULL;
 }

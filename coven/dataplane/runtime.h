@@ -50,7 +50,7 @@ void coven_runtime_hold(struct coven_runtime *runtime, const struct coven_packet
 uint16_t coven_runtime_released(struct coven_runtime *runtime, struct coven_runtime_release *out, uint16_t max);
 void coven_runtime_forget(struct coven_runtime *runtime, uint32_t handle);
 
-/* Whether the component must get its tick about every millisecond: it holds packets. */
+/* Whether the component must get its tick about every millisecond: it has one and holds packets. */
 bool coven_runtime_is_holding(const struct coven_runtime *runtime);
 /* Number of the `start` request, for the answer to it. */
 uint64_t coven_runtime_start_id(const struct coven_runtime *runtime);

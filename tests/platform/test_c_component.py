@@ -12,7 +12,7 @@ import pytest
 from coven.agents.schema import read_declarations, read_result, read_values
 from coven.dataplane.core import lib
 from coven.errors import CovenError
-from tests.lib.builds import FAULTS, executables
+from tests.lib.builds import FAULTS, SANITIZERS, executables
 from tests.lib.c_build import example, object_of
 from tests.lib.replica import Replica, Returned, Sent
 
@@ -21,12 +21,22 @@ Make = Callable[..., Replica]
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Make]:
+def make_faulty(tmp_path: Path) -> Iterator[Make]:
+    """Makes replicas whose host has fault points."""
+    yield from maker(tmp_path, executables(*FAULTS))
+
+
+@pytest.fixture(params=["plain", "sanitized"])
+def make(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Make]:
+    """Makes replicas, also with a host that has the sanitizers in."""
+    yield from maker(tmp_path, executables(*FAULTS, *(SANITIZERS if request.param == "sanitized" else ())))
+
+
+def maker(folder: Path, bin_dir: Path) -> Iterator[Make]:
     made: list[Replica] = []
 
     def build(code: Path, row: Mapping[str, Any] | None = None, **more: Any) -> Replica:
-        more.setdefault("bin_dir", executables(*FAULTS))
-        replica = Replica("c", code.parent, code.name, component=row, log=tmp_path / "log", **more)
+        replica = Replica("c", code.parent, code.name, component=row, log=folder / "log", bin_dir=bin_dir, **more)
         made.append(replica)
         return replica
 
@@ -377,9 +387,9 @@ def until_death(replica: Replica, rounds: int) -> list[Returned]:
 
 @pytest.mark.parametrize("nth", range(1, 11))
 @pytest.mark.parametrize("point", POINTS)
-def test_what_was_committed_is_what_was_emitted(make: Make, point: str, nth: int) -> None:
+def test_what_was_committed_is_what_was_emitted(make_faulty: Make, point: str, nth: int) -> None:
     code, row = example("counter")
-    replica = make(code, row, environment={"COVEN_FAULT": f"{point}:{nth}"})
+    replica = make_faulty(code, row, environment={"COVEN_FAULT": f"{point}:{nth}"})
     replica.start()
     got = until_death(replica, 60)
     assert replica.wait_exit() == -9
