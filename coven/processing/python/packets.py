@@ -41,6 +41,11 @@ _TIMESTAMP = _at("timestamp_ns") // 8
 _NSH_CONTEXT = ffi.offsetof("struct coven_meta_ext", "nsh_context") // 4
 
 
+def _check_output(client: ReplicaClient, output: int) -> None:
+    if not 0 <= output < client.outputs:
+        raise ValueError(f"there is no output {output}; the component has {client.outputs}, the first is 0")
+
+
 class _Lines:
     """The metadata lines of `n` packets as views by field size."""
 
@@ -214,8 +219,7 @@ class Packet(_Metadata):
 
     def forward(self, output: int = 0) -> None:
         """Send it on. Raises ValueError for an output that the component does not have."""
-        if not 0 <= output < self._client.outputs:
-            raise ValueError(f"output {output} of a component with {self._client.outputs}")
+        _check_output(self._client, output)
         self._lines.bytes[self._i * _META + _VERDICT] = FORWARD
         self._lines.bytes[self._i * _META + _OUTPUT] = output
 
@@ -283,8 +287,7 @@ class Held(_Metadata):
 
     def forward(self, output: int = 0) -> None:
         """Send it on. Raises ReferenceError when it was given back before."""
-        if not 0 <= output < self._client.outputs:
-            raise ValueError(f"output {output} of a component with {self._client.outputs}")
+        _check_output(self._client, output)
         self._give_back(FORWARD, output)
 
     def drop(self) -> None:
@@ -338,8 +341,7 @@ class Burst:
 
     def forward(self, output: int = 0) -> None:
         """Send all on."""
-        if not 0 <= output < self._client.outputs:
-            raise ValueError(f"output {output} of a component with {self._client.outputs}")
+        _check_output(self._client, output)
         self._fill(FORWARD, output)
 
     def drop(self) -> None:
@@ -353,8 +355,7 @@ class Burst:
     def set(self, verdicts: bytes, outputs: bytes | None = None) -> None:
         """Give each packet its verdict (and output) from one byte each; HOLD only through Packet.hold()."""
         if outputs is not None:
-            if max(outputs, default=0) >= self._client.outputs:
-                raise ValueError(f"an output of a component with {self._client.outputs}")
+            _check_output(self._client, max(outputs, default=0))
             self._column(_OUTPUT)[:] = outputs
         if any(verdict not in (FORWARD, DROP, CONSUME) for verdict in verdicts):
             raise ValueError("a verdict is one of FORWARD, DROP and CONSUME")
