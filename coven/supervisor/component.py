@@ -142,6 +142,7 @@ class Replica:
             await self.process.end(STOP_GRACE)
         await self._clear()
         self.state = "stopped"
+        self._context.save()
         self._home.changed()
 
     async def remove(self) -> None:
@@ -204,17 +205,19 @@ class Replica:
         if self.uid_number is not None:
             self._context.uids.add(self.uid_number)
         self.restarts, self.last_exit = int(document["restarts"]), document["last_exit"]
-        self._wanted, self.state = bool(document["wanted"]), str(document["state"])
+        self._wanted, state = bool(document["wanted"]), str(document["state"])
         fds = self._context.keeper.get(self.fds_name)
-        if self.state == "ready" and document["pid"] and len(fds) == 5:
+        if state == "ready" and document["pid"] and len(fds) == 5:
             self.process = Process.adopted(document["pid"], document["start_time"], self._context.keeper, self._died)
-            if self.process is not None:
-                self._listen(fds)
+        if self.process is not None:
+            self.state = state
+            self._listen(fds)
+        else:
+            self.state = "parked" if state == "parked" else "restarting" if self._wanted else "stopped"
 
     async def revive(self) -> None:
         """After `recall`, when no operation is under way: start again what should run and does not."""
-        if self._wanted and self.state != "parked" and (self.process is None or not self.process.alive):
-            self.state = "restarting"
+        if self.state == "restarting":
             self.last_exit = self.last_exit or "ended while the supervisor was being replaced"
             await self._home.detach(self)
             self._task = asyncio.create_task(self._restart(0.0))

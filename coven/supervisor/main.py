@@ -83,7 +83,7 @@ async def run(settings: Settings, keeper: Keeper) -> int:
     await sweep.sweep_groups(platform)
     platform.save()
     server = Server(platform.context, handlers(platform))
-    await platform.resume()
+    platform.resume()
     await server.start()
     if settings.with_agent:
         platform.agent.start()

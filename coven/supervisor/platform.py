@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Coroutine
 from typing import Any
 
 from coven.errors import CovenError
@@ -114,7 +115,10 @@ class Platform:
         runner = Runner(operation, pen, self._tell)
         if record is not None:
             runner.restore(record)
-        task = asyncio.create_task(self._run(runner, operation, target))
+        self._task(self._run(runner, operation, target))
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -122,6 +126,8 @@ class Platform:
         await runner.run()
         self._settle(target, operation)
         self._watch_links(target)
+        if operation.resumed and self.instances.get(target.id) is target:
+            await self._revive(target)
         journal.prune(self.context.settings.journal_dir, {o.id for o in self.operations.values() if o.ended is None})
         self._prune_operations()
 
@@ -218,7 +224,7 @@ class Platform:
             else:
                 self._open_records[name] = record
 
-    async def resume(self) -> None:
+    def resume(self) -> None:
         """Finish what a predecessor began, and start again what died while nobody watched."""
         for name, record in self._open_records.items():
             self._resume_operation(name, record)
@@ -227,10 +233,16 @@ class Platform:
             self._finish_ended(instance)
             self._watch_links(instance)
             if instance.operation is None:
-                # the worker last: it takes in the replicas that are ready
-                for replica in instance.replicas:
-                    await replica.revive()
-                await instance.worker.revive()
+                self._task(self._revive(instance))
+
+    async def _revive(self, instance: Instance) -> None:
+        """Start again what should run and does not. The worker last: it takes in the replicas that are ready."""
+        try:
+            for replica in instance.replicas:
+                await replica.revive()
+            await instance.worker.revive()
+        except CovenError as error:
+            log.error("instance=%s not all of it could be revived: %s", instance.id, error)
 
     def _finish_ended(self, instance: Instance) -> None:
         """An operation may have ended in the journal, but not yet in the manifest."""

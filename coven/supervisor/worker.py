@@ -120,6 +120,7 @@ class Worker:
                 log.info("instance=%s worker did not end in order", self._instance)
         await self._clear()
         self.state = "stopped"
+        self._context.save()
         self._feed.changed()
 
     async def remove(self) -> None:
@@ -190,16 +191,19 @@ class Worker:
 
     def recall(self, document: dict[str, Any]) -> None:
         """Take over what a predecessor left; a worker that was not ready is not kept."""
-        self.state, self.last_exit = str(document["state"]), document["last_exit"]
+        state, self.last_exit = str(document["state"]), document["last_exit"]
         self.restarts = int(document["restarts"])
         self._wanted, self._run = bool(document["wanted"]), bool(document["run"])
         fds = self._context.keeper.get(self.fds_name)
-        if self.state in ("ready", "running") and document["pid"] and len(fds) == 3:
+        if state in ("ready", "running") and document["pid"] and len(fds) == 3:
             self.process = Process.adopted(document["pid"], document["start_time"], self._context.keeper, self._died)
-            if self.process is not None:
-                self._attached = {int(number): pid for number, pid in document["attached"].items()}
-                self._control = WorkerControl(fds[0], PART)
-                self.log.follow(fds[2])
+        if self.process is not None:
+            self.state = state
+            self._attached = {int(number): pid for number, pid in document["attached"].items()}
+            self._control = WorkerControl(fds[0], PART)
+            self.log.follow(fds[2])
+        else:
+            self.state = "parked" if state == "parked" else "restarting" if self._wanted else "stopped"
 
     async def revive(self) -> None:
         """After `recall`, when no operation is under way: make true what should be."""

@@ -1,0 +1,493 @@
+"""The supervisor from outside: deployments, deaths, parking, errors at start, takeover, leftovers."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coven.errors import CovenError
+from tests.lib import plans
+from tests.lib.platform import BIN, OperationFailed, PlatformUnderTest, is_running, wait_gone
+from tests.platform import components as sources
+
+ROOT = os.geteuid() == 0
+pytestmark = pytest.mark.skipif(not (BIN / "coven-worker").exists(), reason="the programs are not built")
+needs_root = pytest.mark.skipif(not ROOT, reason="needs root")
+
+ENDLESS = 2**40  # packets
+
+
+@pytest.fixture
+def platform(tmp_path: Path) -> Iterator[PlatformUnderTest]:
+    under_test = PlatformUnderTest(tmp_path, arguments=("--start-timeout", "8"))
+    with under_test:
+        yield under_test
+    assert under_test.leftovers() == []
+
+
+def c_chain(
+    platform: PlatformUnderTest, packets: int = ENDLESS, rate: int = 2000, source: str = sources.FORWARD_C, **more: Any
+) -> dict[str, Any]:
+    """A plan with one isolated component in C between a source and a sink."""
+    root = platform.package("demo", {"one/one.c": source})
+    ports = [plans.gen_port("lan", packets, rate=rate), plans.gen_port("wan")]
+    return plans.chain("fw-1", root, [plans.component("one", root, "c", **more)], ports)
+
+
+def python_plan(platform: PlatformUnderTest, source: str, packets: int = ENDLESS, rate: int = 2000) -> dict[str, Any]:
+    root = platform.package("demo", {"one/one.py": source})
+    ports = [plans.gen_port("lan", packets, rate=rate), plans.gen_port("wan")]
+    return plans.chain("fw-1", root, [plans.component("one", root, "python")], ports)
+
+
+def accounting(platform: PlatformUnderTest) -> dict[str, Any]:
+    return dict(platform.request("snapshot", instance="fw-1")["accounting"])
+
+
+def wait_tx(platform: PlatformUnderTest, more_than: int) -> dict[str, Any]:
+    def enough() -> dict[str, Any] | None:
+        try:
+            now = accounting(platform)
+        except CovenError:
+            return None
+        return now if now["tx"] > more_than else None
+
+    return dict(platform.wait_for(enough, f"tx does not exceed {more_than}"))
+
+
+def drops(platform: PlatformUnderTest) -> dict[str, int]:
+    rows = platform.request("snapshot", instance="fw-1")["drops"]
+    return {row["reason"]: row["packets"] for row in rows}
+
+
+# ---- deployment ---------------------------------------------------------------------------------------
+
+
+def test_deploy_forwards_and_terminate_leaves_nothing(platform: PlatformUnderTest) -> None:
+    operation = platform.deploy(c_chain(platform, packets=500, rate=0))
+    assert [step["state"] for step in operation["steps"]] == ["done"] * len(operation["steps"])
+    assert operation["progress"] == 1.0
+    wait_tx(platform, 499)
+    assert accounting(platform) | {"balanced": True} == {
+        "rx": 500, "created": 0, "tx": 500, "consumed": 0, "drops": 0, "held": 0, "rx_missed": 0, "balanced": True,
+    }  # fmt: skip
+    instance = platform.instance("fw-1")
+    assert (instance["state"], instance["health"]) == ("started", "ok")
+    pids = [instance["workers"][0]["pid"], instance["components"][0]["replicas"][0]["pid"]]
+    assert all(is_running(pid) for pid in pids)
+    platform.execute("terminate", "fw-1", force=True)
+    assert platform.request("state")["instances"] == {}
+    assert not any(is_running(pid) for pid in pids)
+    assert not list(Path("/dev/shm").glob(f"{platform.platform_id}-*"))
+
+
+def test_a_fused_component_answers_and_counts(platform: PlatformUnderTest) -> None:
+    plan = c_chain(
+        platform, packets=300, rate=0, source=sources.COUNT_C, isolation="fused", isolation_asked="fused",
+        metrics=sources.COUNT_METRICS, state=sources.COUNT_STATE,
+    )  # fmt: skip
+    platform.deploy(plan)
+    wait_tx(platform, 299)
+    assert platform.replica("fw-1", "one")["state"] == "fused"
+    total = platform.request("metrics", instance="fw-1")["components"]["one"]["total"]
+    assert total == {"flows": 1, "flow-pkts": 300.0}
+    listed = platform.request("agent", instance="fw-1", component="one", verb="list")
+    assert [metric["name"] for metric in listed["metrics"]] == ["flows", "flow-pkts"]
+
+
+def test_stop_start_restart_keep_the_components(platform: PlatformUnderTest) -> None:
+    platform.deploy(c_chain(platform))
+    pid = platform.replica("fw-1", "one")["pid"]
+    wait_tx(platform, 10)
+    platform.execute("stop", "fw-1")
+    instance = platform.instance("fw-1")
+    assert (instance["state"], instance["workers"][0]["pid"]) == ("stopped", None)
+    assert {port["state"] for port in instance["ports"]} == {"closed"}
+    stopped = accounting(platform)
+    assert stopped["balanced"]
+    assert accounting(platform) == stopped
+    platform.execute("start", "fw-1")
+    assert wait_tx(platform, stopped["tx"] + 10)["balanced"]
+    platform.execute("restart", "fw-1")
+    wait_tx(platform, accounting(platform)["tx"] + 10)
+    assert platform.replica("fw-1", "one")["pid"] == pid
+
+
+def test_verbs_in_the_wrong_state_and_unknown_things(platform: PlatformUnderTest) -> None:
+    plan = c_chain(platform)
+    with pytest.raises(CovenError) as caught:
+        platform.execute("start", "fw-1")
+    assert caught.value.code == "instance.not-found"
+    platform.execute("instantiate", "fw-1", plan=plan)
+    for verb, code in (("stop", "instance.wrong-state"), ("frobnicate", "request.invalid")):
+        with pytest.raises(CovenError) as caught:
+            platform.execute(verb, "fw-1")
+        assert caught.value.code == code
+    with pytest.raises(CovenError) as caught:
+        platform.execute("instantiate", "fw-1", plan=plan)
+    assert caught.value.code == "instance.exists"
+    platform.execute("start", "fw-1")
+    with pytest.raises(CovenError) as caught:
+        platform.execute("terminate", "fw-1")
+    assert caught.value.code == "instance.wrong-state"
+    with pytest.raises(CovenError) as caught:
+        platform.request("shutdown")
+    assert caught.value.code == "platform.running"
+    with pytest.raises(CovenError) as caught:
+        platform.request("agent", instance="fw-1", component="two", verb="list")
+    assert caught.value.code == "component.not-found"
+
+
+def test_the_same_operation_twice_is_one_and_two_at_once_are_refused(platform: PlatformUnderTest) -> None:
+    plan = c_chain(platform)
+    first = platform.request("execute", operation="op-a", verb="deploy", instance="fw-1", plan=plan)
+    again = platform.request("execute", operation="op-a", verb="deploy", instance="fw-1", plan=plan)
+    assert again["started"] == first["started"]
+    with pytest.raises(CovenError) as caught:
+        platform.request("execute", operation="op-b", verb="terminate", instance="fw-1", force=True)
+    assert caught.value.code == "instance.busy"
+    assert platform.wait_operation("op-a")["state"] == "succeeded"
+
+
+def test_a_source_outside_the_packages_is_refused(platform: PlatformUnderTest, tmp_path: Path) -> None:
+    plan = c_chain(platform)
+    outside = tmp_path / "outside" / "one"
+    outside.mkdir(parents=True)
+    (outside / "one.c").write_text(sources.FORWARD_C)
+    plan["package"]["root"] = str(outside.parent)
+    plan["components"][0]["source"] = str(outside)
+    with pytest.raises(OperationFailed) as caught:
+        platform.deploy(plan)
+    assert caught.value.code == "package.unsafe-path"
+    link = platform.state_dir / "packages" / "link"
+    link.symlink_to(outside.parent)
+    plan["package"]["root"] = str(link)
+    plan["components"][0]["source"] = str(link / "one")
+    with pytest.raises(OperationFailed) as caught:
+        platform.deploy(plan)
+    assert caught.value.code == "package.unsafe-path"
+
+
+def test_a_plan_that_is_not_one_is_refused(platform: PlatformUnderTest) -> None:
+    plan = c_chain(platform)
+    for broken in (None, [], {}, plan | {"extra": 1}, plan | {"instance": "../x"}, plan | {"components": None}):
+        with pytest.raises(CovenError) as caught:
+            platform.request("execute", operation="op-x", verb="deploy", instance="fw-1", plan=broken)
+        assert caught.value.code == "plan.invalid"
+    assert platform.request("state") == {"instances": {}, "operations": {}}
+
+
+# ---- errors at start ------------------------------------------------------------------------------------
+
+
+def failed_deploy(platform: PlatformUnderTest, plan: dict[str, Any]) -> dict[str, Any]:
+    with pytest.raises(OperationFailed) as caught:
+        platform.deploy(plan)
+    operation = caught.value.operation
+    assert operation["state"] == "rolled-back"
+    assert {step["state"] for step in operation["steps"]} <= {"undone", "failed", "pending"}
+    assert platform.request("state")["instances"] == {}
+    return operation
+
+
+def test_what_does_not_compile_is_shown_with_its_place(platform: PlatformUnderTest) -> None:
+    error = failed_deploy(platform, c_chain(platform, source=sources.BROKEN_C))["error"]
+    assert error["code"] == "component.compile-failed"
+    assert "undeclared" in error["message"]
+    assert (error["where"]["file"], error["where"]["line"]) == ("one.c", 5)
+
+
+def test_what_raises_at_import_is_shown(platform: PlatformUnderTest) -> None:
+    error = failed_deploy(platform, python_plan(platform, sources.RAISES_PY))["error"]
+    assert error["code"] == "component.bad-code"
+    assert "no luck today" in error["message"]
+
+
+def test_what_exits_at_start_is_shown_with_its_output(platform: PlatformUnderTest) -> None:
+    error = failed_deploy(platform, python_plan(platform, sources.EXITS_PY))["error"]
+    assert error["code"] == "component.exited"
+    assert "exit status 3" in error["message"]
+    assert "leaving early" in error["message"]
+    assert "with a reason" in error["message"]
+
+
+def test_what_hangs_at_start_is_ended(tmp_path: Path) -> None:
+    with PlatformUnderTest(tmp_path, arguments=("--start-timeout", "2")) as platform:
+        error = failed_deploy(platform, python_plan(platform, sources.HANGS_PY))["error"]
+        assert error["code"] == "component.start-timeout"
+        assert "waiting for godot" in error["message"]
+    assert platform.leftovers() == []
+
+
+def test_a_port_that_cannot_be_opened_rolls_everything_back(platform: PlatformUnderTest) -> None:
+    plan = c_chain(platform)
+    plan["ports"][1] |= plans.afpacket_port("wan", "cv-nothing")
+    error = failed_deploy(platform, plan)["error"]
+    assert error["code"] in ("port.interface-missing", "platform.no-privilege")
+
+
+@needs_root
+def test_capture_files_outside_the_named_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "allowed").mkdir()
+    with PlatformUnderTest(tmp_path, files=(tmp_path / "allowed",)) as platform:
+        plan = c_chain(platform)
+        options = {"in": None, "out": "/etc/coven-test.pcap", "paced": False, "nanosecond": False, "loop": False}
+        plan["ports"][1] |= {"tool": "pcap", "options": options}
+        error = failed_deploy(platform, plan)["error"]
+        assert (error["code"], "--files" in error["hint"]) == ("port.bad-file", True)
+        assert not Path("/etc/coven-test.pcap").exists()
+
+
+# ---- deaths ---------------------------------------------------------------------------------------------
+
+
+def test_a_killed_component_comes_back(platform: PlatformUnderTest) -> None:
+    platform.deploy(c_chain(platform))
+    before = wait_tx(platform, 10)
+    pid = platform.replica("fw-1", "one")["pid"]
+    platform.kill(pid)
+    replica = platform.wait_ready("fw-1", "one", other_than=pid)
+    assert (replica["restarts"], replica["last_exit"]) == (1, "killed by SIGKILL")
+    after = wait_tx(platform, before["tx"] + 10)
+    assert after["balanced"]
+    assert set(drops(platform)) <= {"component-crash", "component-down"}
+    assert platform.instance("fw-1")["health"] == "ok"
+
+
+def test_a_killed_worker_comes_back_with_flow_state(platform: PlatformUnderTest) -> None:
+    plan = c_chain(platform, source=sources.COUNT_C, metrics=sources.COUNT_METRICS, state=sources.COUNT_STATE)
+    platform.deploy(plan)
+    wait_tx(platform, 50)
+    pid = platform.instance("fw-1")["workers"][0]["pid"]
+    platform.kill(pid)
+    worker = platform.wait_worker("fw-1", other_than=pid)
+    assert worker["restarts"] == 1
+    now = wait_tx(platform, accounting(platform)["tx"] + 10)
+    assert now["balanced"]
+    total = platform.request("metrics", instance="fw-1")["components"]["one"]["total"]
+    assert total["flows"] == 1  # the flow is still known
+    assert total["flow-pkts"] > 50
+    assert set(drops(platform)) <= {"worker-crash", "tx-uncertain"}
+
+
+def test_what_keeps_dying_is_parked_and_healed(platform: PlatformUnderTest) -> None:
+    client = platform.connect()
+    client.request("subscribe")
+    platform.deploy(python_plan(platform, sources.DIES_PY, rate=200))
+    event = client.wait_event(lambda e: e["type"] == "component-parked")
+    client.close()
+    assert event["output"][-1] == "last words of the dying"
+    replica = platform.replica("fw-1", "one")
+    assert (replica["state"], replica["pid"], replica["last_exit"]) == ("parked", None, "exit status 9")
+    assert "last words of the dying" in replica["last_output"]
+    instance = platform.instance("fw-1")
+    assert instance["health"] == "failed"
+    assert "parked" in instance["problems"][0]
+    with pytest.raises(CovenError) as caught:
+        platform.request("agent", instance="fw-1", component="one", verb="check")
+    assert caught.value.code == "component.not-running"
+    # Its code is mended in place, as an operator would after a look at the output.
+    (platform.state_dir / "packages" / "demo" / "one" / "one.py").write_text(sources.FORWARD_PY)
+    platform.execute("heal", "fw-1", component="one")
+    assert platform.replica("fw-1", "one")["state"] == "ready"
+    assert platform.instance("fw-1")["health"] == "ok"
+    before = accounting(platform)["tx"]
+    assert wait_tx(platform, before + 5)["balanced"]
+
+
+def test_processes_that_a_component_left_are_gone_before_it_starts_again(platform: PlatformUnderTest) -> None:
+    if not ROOT:
+        pytest.skip("needs cgroups")
+    platform.deploy(python_plan(platform, sources.FORKS_PY))
+    pid = platform.replica("fw-1", "one")["pid"]
+    lines = platform.request("logs", instance="fw-1", component="one", lines=10)["lines"]
+    child = int(next(line["text"] for line in lines if line["text"].startswith("child")).split()[1])
+    assert is_running(child)
+    platform.kill(pid)
+    platform.wait_ready("fw-1", "one", other_than=pid)
+    assert not is_running(child)
+
+
+@needs_root
+def test_components_are_confined(platform: PlatformUnderTest) -> None:
+    limits = {"memory_bytes": 64 << 20, "cpu": 0.5, "pids": 5}
+    platform.deploy(c_chain(platform, limits=limits))
+    replica = platform.replica("fw-1", "one")
+    pid, worker = replica["pid"], platform.instance("fw-1")["workers"][0]["pid"]
+    own = Path("/proc/self/ns/net").readlink()
+    for process in (pid, worker):
+        status = Path(f"/proc/{process}/status").read_text()
+        assert re.search(r"^CapEff:\s*0+$", status, re.MULTILINE)
+        assert re.search(r"^NoNewPrivs:\s*1$", status, re.MULTILINE)
+        assert int(re.findall(r"^Uid:\s*(\d+)", status, re.MULTILINE)[0]) >= 1900000000
+        assert Path(f"/proc/{process}/ns/net").readlink() != own
+    groups = Path(f"/proc/{pid}/cgroup").read_text()
+    if not platform.request("hello")["degraded"]:
+        assert groups.count(f"{platform.platform_id}/fw-1.one.0") == 3
+        found = {p.name: p.read_text().strip() for p in Path("/sys/fs/cgroup").glob(f"*/{platform.platform_id}/fw-1.one.0/*") if p.name in ("pids.max", "memory.limit_in_bytes", "cpu.cfs_quota_us")}  # fmt: skip
+        if found:  # version 1
+            assert found == {"pids.max": "5", "memory.limit_in_bytes": str(64 << 20), "cpu.cfs_quota_us": "50000"}
+
+
+@needs_root
+def test_segments_belong_to_who_maps_them_and_are_sealed(platform: PlatformUnderTest) -> None:
+    import fcntl
+
+    platform.deploy(c_chain(platform))
+    pid = platform.replica("fw-1", "one")["pid"]
+    segment = os.open(f"/proc/{pid}/fd/4", os.O_RDWR)
+    try:
+        assert fcntl.fcntl(segment, fcntl.F_GET_SEALS) & 7 == 7
+        status = os.fstat(segment)
+        assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o600, platform.replica("fw-1", "one")["uid"])
+    finally:
+        os.close(segment)
+    name = platform.instance("fw-1")["stats_name"]
+    status = (Path("/dev/shm") / name.lstrip("/")).stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o640, 0, 1900000000)
+
+
+# ---- takeover -------------------------------------------------------------------------------------------
+
+
+def pids(platform: PlatformUnderTest) -> tuple[int, int]:
+    instance = platform.instance("fw-1")
+    return instance["workers"][0]["pid"], instance["components"][0]["replicas"][0]["pid"]
+
+
+def test_a_killed_supervisor_stops_nothing(platform: PlatformUnderTest) -> None:
+    platform.deploy(c_chain(platform))
+    wait_tx(platform, 10)
+    for _ in range(3):
+        before, old = pids(platform), platform.supervisor_pid
+        platform.kill(old)
+        platform.wait_supervisor(other_than=old)
+        assert pids(platform) == before
+    now = wait_tx(platform, accounting(platform)["tx"] + 10)
+    assert (now["balanced"], now["drops"]) == (True, 0)
+    assert "uptime_ns" in platform.request("agent", instance="fw-1", component="one", verb="check")["values"]
+    # and what dies later is brought back by the successor
+    worker, component = pids(platform)
+    platform.kill(component)
+    assert platform.wait_ready("fw-1", "one", other_than=component)["last_exit"] == "killed by SIGKILL"
+    platform.kill(worker)
+    platform.wait_worker("fw-1", other_than=worker)
+    assert wait_tx(platform, accounting(platform)["tx"] + 10)["balanced"]
+
+
+def test_what_died_while_no_supervisor_was_there_comes_back(platform: PlatformUnderTest) -> None:
+    platform.deploy(c_chain(platform))
+    worker, component = pids(platform)
+    old = platform.supervisor_pid
+    os.kill(old, signal.SIGSTOP)
+    for pid in (component, worker, old):
+        os.kill(pid, signal.SIGKILL)
+    wait_gone(old)
+    platform.wait_supervisor(other_than=old)
+    assert platform.wait_ready("fw-1", "one", other_than=component)["restarts"] == 1
+    assert platform.wait_worker("fw-1", other_than=worker)["restarts"] == 1
+    assert wait_tx(platform, accounting(platform)["tx"] + 10)["balanced"]
+
+
+def test_reexec_keeps_everything(platform: PlatformUnderTest) -> None:
+    platform.deploy(c_chain(platform))
+    client = platform.connect()
+    before, old = pids(platform), platform.supervisor_pid
+    platform.request("reexec")
+    with pytest.raises(ConnectionError):
+        client.receive()
+    client.close()
+    assert platform.wait_supervisor()["pid"] == old
+    assert pids(platform) == before
+    assert wait_tx(platform, accounting(platform)["tx"] + 10)["drops"] == 0
+
+
+def test_a_killed_keeper_is_replaced_and_loses_nothing(platform: PlatformUnderTest) -> None:
+    platform.deploy(c_chain(platform))
+    before = pids(platform)
+    keeper, supervisor = platform.keeper, platform.supervisor_pid
+    assert keeper is not None
+    platform.keeper = None
+    keeper.kill()
+    keeper.wait()
+    replacement = platform.wait_for(
+        lambda: (pid := platform.request("hello")["keeper"]) != keeper.pid and pid, "no other keeper"
+    )
+    platform.kill(supervisor)
+    assert platform.wait_supervisor(other_than=supervisor)["keeper"] == replacement
+    assert pids(platform) == before
+    assert wait_tx(platform, accounting(platform)["tx"] + 10)["drops"] == 0
+    platform.request("shutdown", force=True)
+    wait_gone(replacement)
+
+
+def test_operations_are_remembered_by_the_successor(platform: PlatformUnderTest) -> None:
+    name = platform.begin("instantiate", "fw-1", plan=c_chain(platform))
+    before = platform.wait_operation(name)
+    old = platform.supervisor_pid
+    platform.kill(old)
+    platform.wait_supervisor(other_than=old)
+    after = platform.request("operation", operation=name)
+    assert {k: after[k] for k in ("verb", "state", "error")} == {k: before[k] for k in ("verb", "state", "error")}
+    assert [step["name"] for step in after["steps"]] == [step["name"] for step in before["steps"]]
+
+
+# ---- leftovers ------------------------------------------------------------------------------------------
+
+
+def test_a_platform_killed_as_a_whole_is_swept_at_the_next_start(tmp_path: Path) -> None:
+    platform = PlatformUnderTest(tmp_path)
+    platform.start()
+    try:
+        platform.deploy(c_chain(platform))
+        worker, _ = pids(platform)
+        keeper, supervisor = platform.keeper, platform.supervisor_pid
+        assert keeper is not None
+        os.kill(supervisor, signal.SIGSTOP)
+        platform.keeper = None
+        keeper.kill()
+        keeper.wait()
+        os.kill(supervisor, signal.SIGKILL)
+        wait_gone(supervisor)
+        assert is_running(worker)  # forwards on, watched by nobody
+        platform.start()
+        assert platform.request("state")["instances"] == {}
+        assert not is_running(worker)
+        assert not list(Path("/dev/shm").glob(f"{platform.platform_id}-*"))
+        platform.deploy(c_chain(platform))
+        wait_tx(platform, 10)
+    finally:
+        platform.stop()
+    assert platform.leftovers() == []
+
+
+def test_an_idle_platform_does_nothing(platform: PlatformUnderTest) -> None:
+    """No timer turns: between two looks at an idle supervisor and worker no processor time was used."""
+    platform.deploy(c_chain(platform, packets=10, rate=0))
+    wait_tx(platform, 9)
+    keeper = platform.keeper
+    assert keeper is not None
+    watched = [keeper.pid, platform.supervisor_pid, pids(platform)[1]]
+    platform._hang_up()
+
+    def switches() -> list[int]:
+        found = []
+        for pid in watched:
+            text = Path(f"/proc/{pid}/status").read_text()
+            found += [int(n) for n in re.findall(r"^voluntary_ctxt_switches:\s*(\d+)", text, re.MULTILINE)]
+        return found
+
+    import select
+
+    select.select([], [], [], 1.0)  # settling after the deployment
+    before = switches()
+    select.select([], [], [], 2.0)  # the time in which nothing must happen is the test itself
+    grown = [b - a for a, b in zip(before, switches(), strict=True)]
+    assert all(n <= 8 for n in grown), grown

@@ -1,0 +1,102 @@
+"""kill -9 of the supervisor at each of its effects on the world, during each verb: what then?
+
+Afterwards the instance is either as it was before or as the verb wants it, the operation says which, packets are accounted
+for, and nothing else is there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lib import plans
+from tests.lib.platform import BIN, PlatformUnderTest
+from tests.platform import components as sources
+
+pytestmark = pytest.mark.skipif(not (BIN / "coven-worker").exists(), reason="the programs are not built")
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# verb -> verb that makes the state it needs, state before, state when it succeeded
+VERBS = {
+    "deploy": (None, None, "started"),
+    "instantiate": (None, None, "instantiated"),
+    "start": ("instantiate", "instantiated", "started"),
+    "stop": ("deploy", "started", "stopped"),
+    "restart": ("deploy", "started", "started"),
+    "terminate": ("deploy", "started", None),
+}
+STRIDE = 7  # of the short run; a prime, so that before and after effects take turns
+
+
+@pytest.fixture
+def platform(tmp_path: Path) -> Iterator[PlatformUnderTest]:
+    environment = {
+        "COVEN_TEST_KILL_AT": str(tmp_path / "kill-at"),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
+    }
+    under_test = PlatformUnderTest(tmp_path, program=("-m", "tests.lib.dying_supervisor"), environment=environment)
+    with under_test:
+        yield under_test
+    assert under_test.leftovers() == []
+
+
+def state_of(platform: PlatformUnderTest) -> str | None:
+    instance = platform.request("state")["instances"].get("fw-1")
+    return instance["state"] if instance else None
+
+
+def left_of_instance(platform: PlatformUnderTest) -> list[str]:
+    """Leftovers of the instance while the platform itself runs."""
+    return [line for line in platform.leftovers() if line.startswith(("shm", "cgroup", "mount"))]
+
+
+def killed_in(platform: PlatformUnderTest, verb: str, plan: dict[str, Any], n: int) -> bool:
+    """Carry out a verb with a death at point n; check what is there afterwards. False: there is no such point."""
+    preparation, before, wanted = VERBS[verb]
+    if preparation:
+        platform.execute(preparation, "fw-1", plan=plan)
+    trigger = platform.folder / "kill-at"
+    trigger.write_text(str(n))
+    name = f"{verb}-{n}"
+    platform.request("execute", operation=name, verb=verb, instance="fw-1", plan=plan, force=True)
+    operation = platform.wait_operation(name)
+    killed = not trigger.exists()
+    trigger.unlink(missing_ok=True)
+    assert operation["state"] in ("succeeded", "rolled-back"), operation
+    state = platform.wait_for(lambda: (state_of(platform) == (wanted if operation["state"] == "succeeded" else before)) and "ok", f"{operation['state']}, but {state_of(platform)}")  # fmt: skip
+    assert state == "ok"
+    if state_of(platform) is not None:
+        instance = platform.instance("fw-1")
+        assert (instance["health"], instance["problems"]) == ("ok", [])
+        assert platform.request("snapshot", instance="fw-1")["accounting"]["balanced"]
+        platform.execute("terminate", "fw-1", force=True)
+    assert left_of_instance(platform) == []
+    return killed
+
+
+def plan_for(platform: PlatformUnderTest) -> dict[str, Any]:
+    root = platform.package("demo", {"one/one.c": sources.FORWARD_C})
+    ports = [plans.gen_port("lan", 1000), plans.gen_port("wan")]
+    return plans.chain("fw-1", root, [plans.component("one", root, "c")], ports)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_supervisor_killed_within_a_verb(platform: PlatformUnderTest, verb: str) -> None:
+    plan = plan_for(platform)
+    n = list(VERBS).index(verb)  # other points for other verbs
+    while killed_in(platform, verb, plan, n):
+        n += STRIDE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_supervisor_killed_at_every_point_of_a_verb(platform: PlatformUnderTest, verb: str) -> None:
+    plan = plan_for(platform)
+    n = 0
+    while killed_in(platform, verb, plan, n):
+        n += 1
+    assert n > 20
