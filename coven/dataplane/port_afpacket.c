@@ -312,12 +312,6 @@ static uint64_t rx_missed(struct coven_port *port)
     return self->missed;
 }
 
-static bool rx_done(struct coven_port *port)
-{
-    (void)port;
-    return false;
-}
-
 /* ---- send ---- */
 
 static void tx_burst(struct coven_port *port, const struct coven_tx_packet *pkts, uint16_t n, uint8_t *results,
@@ -328,8 +322,7 @@ static void tx_burst(struct coven_port *port, const struct coven_tx_packet *pkts
     uint16_t which[COVEN_BURST];
     unsigned int count = 0, done = 0;
 
-    tx[0] = port->position->tx[0];
-    tx[1] = port->position->tx[1];
+    coven_port_keep_tx(port, tx);
     memset(messages, 0, sizeof(messages));
     for (uint16_t i = 0; i < n && i < COVEN_BURST; i++) {
         results[i] = coven_tx_refused(&pkts[i]);
@@ -360,12 +353,6 @@ static void tx_burst(struct coven_port *port, const struct coven_tx_packet *pkts
     }
 }
 
-static bool tx_undo(struct coven_port *port)
-{
-    (void)port;
-    return false;
-}
-
 const struct coven_port_ops coven_port_afpacket = {
     .name = "afpacket",
     .attach = attach,
@@ -373,8 +360,8 @@ const struct coven_port_ops coven_port_afpacket = {
     .rx_burst = rx_burst,
     .rx_release = rx_release,
     .tx_burst = tx_burst,
-    .tx_undo = tx_undo,
+    .tx_undo = coven_port_undo_unknown,
     .wait = wait_fd,
     .rx_missed = rx_missed,
-    .rx_done = rx_done,
+    .rx_done = coven_port_never_done,
 };

@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "parse.h"
@@ -30,14 +29,6 @@ struct gen {
     uint64_t base;
     uint8_t template[HEADER_BYTES + 8];
 };
-
-static uint64_t monotonic_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 static uint64_t made(const struct coven_port *port)
 {
@@ -89,8 +80,8 @@ static uint64_t allowed(struct coven_port *port)
     if (rate == 0)
         return port->plan->gen_packets;
     if (self->base_ns == 0)
-        self->base_ns = monotonic_ns();
-    elapsed = monotonic_ns() - self->base_ns;
+        self->base_ns = coven_port_clock_ns();
+    elapsed = coven_port_clock_ns() - self->base_ns;
     elapsed = self->base + 1 + (uint64_t)((unsigned __int128)elapsed * rate / 1000000000u);
     return elapsed < port->plan->gen_packets ? elapsed : port->plan->gen_packets;
 }
@@ -143,11 +134,6 @@ static void rx_burst(struct coven_port *port, struct coven_rx *rx)
     rx->position[1] = self->identity;
 }
 
-static void rx_release(struct coven_port *port)
-{
-    (void)port;
-}
-
 static bool rx_done(struct coven_port *port)
 {
     return made(port) >= port->plan->gen_packets;
@@ -168,19 +154,12 @@ static int wait_fd(struct coven_port *port, uint64_t *due_ns)
     return -1;
 }
 
-static uint64_t rx_missed(struct coven_port *port)
-{
-    (void)port;
-    return 0;
-}
-
 static void tx_burst(struct coven_port *port, const struct coven_tx_packet *pkts, uint16_t n, uint8_t *results,
                      uint64_t tx[2])
 {
     (void)pkts;
     memset(results, COVEN_TX_SENT, n);
-    tx[0] = port->position->tx[0];
-    tx[1] = port->position->tx[1];
+    coven_port_keep_tx(port, tx);
 }
 
 /* Nothing is outside: a swallowed packet is gone either way. */
@@ -195,10 +174,10 @@ const struct coven_port_ops coven_port_gen = {
     .attach = attach,
     .detach = detach,
     .rx_burst = rx_burst,
-    .rx_release = rx_release,
+    .rx_release = coven_port_release_nothing,
     .tx_burst = tx_burst,
     .tx_undo = tx_undo,
     .wait = wait_fd,
-    .rx_missed = rx_missed,
+    .rx_missed = coven_port_missed_nothing,
     .rx_done = rx_done,
 };

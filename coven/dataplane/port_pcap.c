@@ -11,7 +11,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "capture.h"
@@ -25,14 +24,6 @@ struct pcap {
     uint64_t due_ns;         /* of the next packet; 0: at once */
     struct coven_capture capture;
 };
-
-static uint64_t monotonic_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 static uint64_t rx_offset(const struct coven_port *port)
 {
@@ -119,13 +110,13 @@ static bool too_early(struct coven_port *port, uint64_t recorded_ns)
     if (!(port->plan->flags & COVEN_PORT_PACED))
         return false;
     if (self->pace_from_ns == 0) {
-        self->pace_from_ns = monotonic_ns();
+        self->pace_from_ns = coven_port_clock_ns();
         self->pace_first_ns = recorded_ns;
     }
     if (recorded_ns <= self->pace_first_ns)
         return false; /* captures are not always in order */
     self->due_ns = self->pace_from_ns + (recorded_ns - self->pace_first_ns);
-    return self->due_ns > monotonic_ns();
+    return self->due_ns > coven_port_clock_ns();
 }
 
 static void put_packet(struct coven_port *port, struct coven_rx *rx, const struct coven_captured *packet)
@@ -177,23 +168,12 @@ static void rx_burst(struct coven_port *port, struct coven_rx *rx)
     rx->position[1] = self->rx_identity;
 }
 
-static void rx_release(struct coven_port *port)
-{
-    (void)port;
-}
-
 static int wait_fd(struct coven_port *port, uint64_t *due_ns)
 {
     const struct pcap *self = port->state;
 
     *due_ns = self->done ? UINT64_MAX : self->due_ns;
     return -1;
-}
-
-static uint64_t rx_missed(struct coven_port *port)
-{
-    (void)port;
-    return 0;
 }
 
 static bool rx_done(struct coven_port *port)
@@ -273,10 +253,10 @@ const struct coven_port_ops coven_port_pcap = {
     .attach = attach,
     .detach = detach,
     .rx_burst = rx_burst,
-    .rx_release = rx_release,
+    .rx_release = coven_port_release_nothing,
     .tx_burst = tx_burst,
     .tx_undo = tx_undo,
     .wait = wait_fd,
-    .rx_missed = rx_missed,
+    .rx_missed = coven_port_missed_nothing,
     .rx_done = rx_done,
 };

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <sys/stat.h>
+#include <time.h>
 
 void coven_rx_begin(struct coven_rx *rx, const struct coven_port_position *position)
 {
@@ -98,4 +99,41 @@ bool coven_port_is_nothing(int fd)
     struct stat status;
 
     return fd < 0 || fstat(fd, &status) != 0 || S_ISCHR(status.st_mode);
+}
+
+uint64_t coven_port_clock_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+void coven_port_release_nothing(struct coven_port *port)
+{
+    (void)port;
+}
+
+uint64_t coven_port_missed_nothing(struct coven_port *port)
+{
+    (void)port;
+    return 0;
+}
+
+bool coven_port_never_done(struct coven_port *port)
+{
+    (void)port;
+    return false;
+}
+
+bool coven_port_undo_unknown(struct coven_port *port)
+{
+    (void)port;
+    return false;
+}
+
+void coven_port_keep_tx(const struct coven_port *port, uint64_t tx[2])
+{
+    tx[0] = port->position->tx[0];
+    tx[1] = port->position->tx[1];
 }

@@ -36,6 +36,18 @@ static inline uint8_t coven_tx_refused(const struct coven_tx_packet *pkt)
     return pkt->cut ? (uint8_t)COVEN_DROP_TRUNCATED : (uint8_t)COVEN_TX_SENT;
 }
 
+/* CLOCK_MONOTONIC. */
+uint64_t coven_port_clock_ns(void);
+
+/* Operations of tools that have nothing to do there: nothing to give back, nothing lost before us, no end
+ * of the input, no place in the output. */
+void coven_port_release_nothing(struct coven_port *port);
+uint64_t coven_port_missed_nothing(struct coven_port *port);
+bool coven_port_never_done(struct coven_port *port);
+/* What is outside cannot be told. */
+bool coven_port_undo_unknown(struct coven_port *port);
+void coven_port_keep_tx(const struct coven_port *port, uint64_t tx[2]);
+
 /* Drop reason for an errno of sending. */
 uint8_t coven_tx_reason(int error);
 

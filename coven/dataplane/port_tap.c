@@ -12,6 +12,7 @@
 
 #include "port_rx.h"
 
+/* Frames that the full queue of a tap loses are drops of the host's interface, and seen there. */
 #define FRAME_BYTES (COVEN_VNET_BYTES + 65536u + 256u)
 
 struct tap {
@@ -75,23 +76,12 @@ static void rx_burst(struct coven_port *port, struct coven_rx *rx)
     }
 }
 
-static void rx_release(struct coven_port *port)
-{
-    (void)port;
-}
-
 static int wait_fd(struct coven_port *port, uint64_t *due_ns)
 {
     const struct tap *self = port->state;
 
     *due_ns = self->is_pending ? 0 : UINT64_MAX;
     return self->is_gone ? -1 : port->rx_fd; /* a deleted tap is readable for ever */
-}
-
-static uint64_t rx_missed(struct coven_port *port)
-{
-    (void)port;
-    return 0; /* a full tap queue is a drop of the host's interface, seen there */
 }
 
 static bool rx_done(struct coven_port *port)
@@ -118,14 +108,7 @@ static void tx_burst(struct coven_port *port, const struct coven_tx_packet *pkts
         /* tun says EIO for an interface that is down and EBADFD for one that was deleted */
         results[i] = errno == EIO || errno == EBADFD ? COVEN_DROP_PORT_DOWN : coven_tx_reason(errno);
     }
-    tx[0] = port->position->tx[0];
-    tx[1] = port->position->tx[1];
-}
-
-static bool tx_undo(struct coven_port *port)
-{
-    (void)port;
-    return false;
+    coven_port_keep_tx(port, tx);
 }
 
 const struct coven_port_ops coven_port_tap = {
@@ -133,10 +116,10 @@ const struct coven_port_ops coven_port_tap = {
     .attach = attach,
     .detach = detach,
     .rx_burst = rx_burst,
-    .rx_release = rx_release,
+    .rx_release = coven_port_release_nothing,
     .tx_burst = tx_burst,
-    .tx_undo = tx_undo,
+    .tx_undo = coven_port_undo_unknown,
     .wait = wait_fd,
-    .rx_missed = rx_missed,
+    .rx_missed = coven_port_missed_nothing,
     .rx_done = rx_done,
 };
