@@ -72,12 +72,8 @@ static int map_segment(struct coven_segment *segment, int fd, uint32_t kind, siz
 
 static bool inside(uint64_t offset, uint64_t n, uint64_t each, uint64_t bytes)
 {
-    uint64_t total;
-
-    if (__builtin_mul_overflow(n, each, &total))
-        return false;
-    return offset >= sizeof(struct coven_segment_header) && offset % 64 == 0 && offset <= bytes &&
-           total <= bytes - offset;
+    return offset >= sizeof(struct coven_segment_header) && offset % 64 == 0 &&
+           coven_segment_holds(bytes, offset, n, each);
 }
 
 /* Copy the geometry out of the replica's header and check that all of it lies inside. */

@@ -22,4 +22,12 @@ int coven_segment_map(struct coven_segment *segment, int fd, uint32_t kind, size
                       char *why, size_t why_bytes) __attribute__((warn_unused_result));
 void coven_segment_unmap(struct coven_segment *segment);
 
+/* Whether `n` things of `each` bytes at `offset` lie within `bytes`. */
+static inline bool coven_segment_holds(uint64_t bytes, uint64_t offset, uint64_t n, uint64_t each)
+{
+    uint64_t total;
+
+    return !__builtin_mul_overflow(n, each, &total) && offset <= bytes && total <= bytes - offset;
+}
+
 #endif

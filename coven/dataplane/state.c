@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "fault.h"
+#include "segment.h"
 
 #define SLOT_ALIGN 64u
 #define HALF_ALIGN 8u
@@ -25,12 +26,8 @@ uint32_t coven_state_slot_bytes(uint32_t state_bytes)
 /* Whether `n` things of `each` bytes at `offset` lie within `mapped` bytes, behind the header. */
 static bool fits(uint64_t offset, uint64_t n, uint64_t each, uint64_t mapped)
 {
-    uint64_t bytes;
-
-    if (__builtin_mul_overflow(n, each, &bytes))
-        return false;
-    return offset >= sizeof(struct coven_state) && offset % 8 == 0 && offset <= mapped &&
-           bytes <= mapped - offset;
+    return offset >= sizeof(struct coven_state) && offset % 8 == 0 &&
+           coven_segment_holds(mapped, offset, n, each);
 }
 
 int coven_state_view_open(struct coven_state_view *view, void *base, uint64_t mapped)
