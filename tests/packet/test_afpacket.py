@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from coven.network import OpenedPort, tool_of
+from tests.e2e.vlan import Relay, add_vlan
 from tests.lib.net import Host, Network, unavailable
 from tests.lib.ports import BOOK_ONLY, Driver, build, fork_forwarder, forwarding, reasons
 from tests.lib.segments import build as build_super
@@ -38,6 +39,7 @@ class Bench:
 
     def __init__(self, net: Network, mtu: int = 1500, buffer_bytes: int = 4096) -> None:
         self.net = net
+        self.relays: list[Relay] = []
         self.client, self.server, self.box = net.host("client"), net.host("server"), net.host("box")
         for host, name in ((self.client, "lan"), (self.server, "wan")):
             net.veth(host, "eth0", self.box, name, mtu=mtu, up=False)
@@ -50,6 +52,8 @@ class Bench:
         self.server.address("eth0", f"{SERVER4}/24", f"{SERVER6}/64")
 
     def close(self) -> None:
+        for relay in self.relays:
+            relay.close()
         for driver in (self.lan, self.wan):
             driver.close()
         for opened in self.opened:
@@ -68,21 +72,14 @@ class Bench:
             assert one.shared.received == other.shared.sent + sum(other.shared.tx_drops)
             assert one.lib.driver_missed(one.handle) == 0
 
-    def vlan(self, number: int, *, outer: int | None = None) -> str:
-        """Put both hosts on a VLAN (within another one); give the prefix of its addresses."""
-        probe = self.client.ip("link", "add", "link", "eth0", "name", "probe", "type", "vlan", "id", "9", check=False)
-        if probe.returncode != 0:
-            pytest.skip(f"this kernel has no VLAN interfaces: {probe.stderr.strip()}")
+    def vlan(self, *tags: int) -> None:
+        """Put both hosts on a VLAN, with addresses of its own."""
         for host, last in ((self.client, 1), (self.server, 2)):
-            base = "eth0"
-            if outer:
-                host.ip("link", "add", "link", base, "name", "outer", "type", "vlan", "id", str(outer), "proto", "802.1ad")
-                host.ip("link", "set", "outer", "up")
-                base = "outer"
-            host.ip("link", "add", "link", base, "name", "tagged", "type", "vlan", "id", str(number))
-            host.ip("link", "set", "tagged", "up")
-            host.address("tagged", f"10.8.0.{last}/24", f"fd08::{last}/64")
-        return "10.8.0."
+            relay = add_vlan(host, "eth0", "tagged", tags, f"10.8.0.{last}/24", f"fd08::{last}/64")
+            if relay:
+                self.relays.append(relay)
+            if len(tags) > 1:  # two tags do not fit below the MTU of the veth otherwise
+                host.ip("link", "set", "tagged", "mtu", "1496")
 
 
 @pytest.fixture
@@ -143,13 +140,10 @@ def test_tcp_super_frames_arrive_whole(bench: Bench, address: str) -> None:
     assert bench.server.counters("eth0")["rx_packets"] == bench.wan.shared.sent
 
 
-@pytest.mark.parametrize("outer", [None, 20])
+@pytest.mark.parametrize("tags", [(7,), (20, 7)])
 @pytest.mark.parametrize("address", ["10.8.0.2", "fd08::2"])
-def test_tcp_super_frames_with_vlan_tags(bench: Bench, address: str, outer: int | None) -> None:
-    bench.vlan(7, outer=outer)
-    if outer:  # two tags do not fit below the MTU of the veth otherwise
-        for host in (bench.client, bench.server):
-            host.ip("link", "set", "tagged", "mtu", "1496")
+def test_tcp_super_frames_with_vlan_tags(bench: Bench, address: str, tags: tuple[int, ...]) -> None:
+    bench.vlan(*tags)
     with forwarding(bench.lan, bench.wan):
         transfer(bench, address)
     assert bench.lan.shared.created > 1000
