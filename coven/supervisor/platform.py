@@ -185,6 +185,7 @@ class Platform:
         }
         # In the journal's folder, where only root can write: the agent may make files in the run directory.
         temporary = settings.journal_dir / "supervisor.json.new"
+        temporary.touch(mode=0o600)  # it holds the keys of flow hashes
         temporary.write_text(json.dumps(document), encoding="utf-8")
         temporary.replace(settings.manifest_path)
 

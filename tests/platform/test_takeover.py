@@ -1,4 +1,4 @@
-"""kill -9 of the supervisor at each of its effects on the world, during each verb: what then?
+"""What kill -9 of the supervisor does, at each of its effects on the world, during each verb.
 
 Afterwards the instance is either as it was before or as the verb wants it, the operation says which, packets are accounted
 for, and nothing else is there.
@@ -29,7 +29,7 @@ VERBS = {
     "restart": ("deploy", "started", "started"),
     "terminate": ("deploy", "started", None),
 }
-STRIDE = 7  # of the short run; a prime, so that before and after effects take turns
+STRIDE = 11  # of the short run; odd, so that before and after effects take turns
 
 
 @pytest.fixture
