@@ -99,6 +99,7 @@ static void apply(struct coven_book *book)
 
     for (uint32_t i = 0; i < intent->n_owners; i++)
         book->owner[intent->handle[i]] = intent->owner[i];
+    COVEN_FAULT("worker-intent-half");
     for (uint32_t i = 0; i < intent->n_cells; i++)
         __atomic_store_n(&book->cell[intent->cell[i]], intent->value[i], __ATOMIC_RELAXED);
     for (uint32_t i = 0; i < intent->n_words; i++)

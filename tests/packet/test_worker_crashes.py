@@ -18,7 +18,7 @@ from tests.lib.dataplane import Rig, Snapshot, WorkerDied, c_component, chain_pl
 from tests.lib.parts import NULL, capture, counter, frame, frames_of, obedient
 
 N = 30000
-POINTS = ("worker-after-rx", "worker-intent-valid", "worker-intent-applied", "worker-free-list", "worker-flow-index",
+POINTS = ("worker-after-rx", "worker-intent-valid", "worker-intent-half", "worker-intent-applied", "worker-free-list", "worker-flow-index",
           "worker-before-tx", "worker-after-tx", "worker-ring-publish", "worker-ring-taken")  # fmt: skip
 PASSES = (1, 2, 3, 5, 8, 13, 40, 100, 150, 200)
 
