@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,31 @@ def test_the_agent_is_killed_at_each_step_of_a_deployment(platform: Platform, tm
         if found.status == 200:
             rest.finish(rest.call("POST", f"/v1/instances/{instance}/terminate", {"force": True}))
     watcher.close()
+
+
+def test_after_a_reboot_everything_is_there_again(platform: Platform, tmp_path: Path) -> None:
+    """All processes and the run folder are gone; the state folder is what a disk keeps."""
+    rest = platform.rest
+    identity = platform.upload(ROOT / "packages" / "passthrough", tmp_path)
+    rest.finish(platform.create(identity, id="runs", grants={"*": "shared"}))
+    rest.finish(platform.create(identity, id="rests"))
+    rest.finish(rest.call("POST", "/v1/instances/rests/stop"))
+    before = pids(rest.get("/v1/instances/runs"))
+    platform.under_test.kill_all()
+    shutil.rmtree(platform.under_test.run_dir)
+    platform.under_test.start()
+    platform.wait_agent()
+
+    def is_back() -> bool:
+        states = rest.get("/v1")["instances"]
+        return bool(states == {"runs": "started", "rests": "instantiated"})
+
+    platform.under_test.wait_for(is_back, "the instances do not come back")
+    found = rest.get("/v1/instances/runs")
+    assert not set(pids(found)) & set(before)
+    assert found["components"][0]["isolation"] == "shared"
+    assert rest.get("/v1/instances/runs/check")["healthy"]
+    assert rest.finish(rest.call("POST", "/v1/instances/rests/start"))["state"] == "succeeded"
 
 
 def test_off(platform: Platform, tmp_path: Path) -> None:
