@@ -31,22 +31,20 @@ OUTPUT_BYTES = 1 << 18  # of a compiler, the rest is not kept
 ARTIFACT_BYTES = 256 << 20
 
 
-def check_source(context: Context, plan: ComponentPlan) -> Path:
-    """Give the component's real folder. Raises CovenError when it is not below the packages of this platform."""
+def check_folder(context: Context, name: str, part: str) -> Path:
+    """Give a package's or component's real folder. Raises CovenError unless it is below this platform's packages."""
     packages = context.settings.packages_dir.resolve()
-    folder = Path(plan.source)
+    folder = Path(name)
     try:
         real = folder.resolve(strict=True)
     except OSError as error:
-        raise CovenError(
-            "package.missing-file", f"the folder {folder} is not there", where=Where(part=f"component {plan.name}")
-        ) from error
-    if not real.is_relative_to(packages) or not real.is_dir():
+        raise CovenError("package.missing-file", f"the folder {folder} is not there", where=Where(part=part)) from error
+    if real == packages or not real.is_relative_to(packages) or not real.is_dir():
         raise CovenError(
             "package.unsafe-path",
             f"{folder} is not below {packages}",
             hint="upload the package; components run from unpacked packages only",
-            where=Where(part=f"component {plan.name}"),
+            where=Where(part=part),
         )
     return real
 
@@ -55,7 +53,7 @@ async def build(context: Context, plan: ComponentPlan, fused: bool) -> tuple[Pro
     """Make a component ready to run: the program of an isolated one, or the code of a fused one as a descriptor."""
     from coven.processing import framework as frameworks
 
-    folder = check_source(context, plan)
+    folder = check_folder(context, plan.source, f"component {plan.name}")
     source = frameworks.Source(plan.name, folder, plan.entry, dict(plan.build))
     faults = await asyncio.to_thread(frameworks.check, plan.framework, source)
     if faults:
@@ -73,7 +71,9 @@ async def build(context: Context, plan: ComponentPlan, fused: bool) -> tuple[Pro
             raise CovenError("plan.invalid", f"components in {plan.framework} cannot be fused")
         return None, _open_code(context, framework.fused(source, artifact))
     launch = framework.launch(source, artifact, context.settings.bin_dir)
-    return Program(tuple(map(str, launch.argv)), str(launch.entry), tuple(map(str, launch.read))), None
+    # The package's own folder is bound exactly (launch.Sandbox); what lies in it needs no bind of its own.
+    read = tuple(str(path) for path in launch.read if not path.is_relative_to(folder))
+    return Program(tuple(map(str, launch.argv)), str(launch.entry), read, str(folder)), None
 
 
 async def _artifact(context: Context, plan: ComponentPlan, source: Source, recipe: Build) -> Path:
@@ -111,7 +111,8 @@ async def _run(
         limits=(("core", "0"), ("cpu", str(int(BUILD_TIMEOUT))), ("fsize", str(ARTIFACT_BYTES)), ("as", str(8 << 30))),
         root=uid is not None,
         binds=(str(recipe.output),),
-        binds_ro=(str(source.folder), *(str(path) for path in recipe.read)),
+        binds_ro=tuple(str(path) for path in recipe.read),
+        binds_exact=(str(source.folder),),
         new_net=uid is not None,
     )
     read_end, write_end = os.pipe()

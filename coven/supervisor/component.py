@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STOP_GRACE = 1.0
+LAST_WORDS_BYTES = 128
+CHECK_TIMEOUT = 3.0  # of a component that is to be healed
 OUTPUT_LINES = 20  # of a dead component, shown with its error
 LAUNCH_FAILED = 125  # exit status of coven-launch itself
 
@@ -40,15 +42,16 @@ class Program:
     argv: tuple[str, ...]
     entry: str
     read: tuple[str, ...] = ()
+    folder: str = "/"  # the component's own, without links on the way
 
     def to_json(self) -> dict[str, Any]:
         """Give the manifest's form."""
-        return {"argv": list(self.argv), "entry": self.entry, "read": list(self.read)}
+        return {"argv": list(self.argv), "entry": self.entry, "read": list(self.read), "folder": self.folder}
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Program:
         """Read the manifest's form."""
-        return cls(tuple(document["argv"]), document["entry"], tuple(document["read"]))
+        return cls(tuple(document["argv"]), document["entry"], tuple(document["read"]), document["folder"])
 
 
 @dataclass(slots=True)
@@ -56,7 +59,6 @@ class Home:
     """What a replica needs of its instance."""
 
     instance: str
-    package_root: str
     declarations: Callable[[int], dict[str, Any]]  # index of a component -> its part of the plan as JSON
     segment: Callable[[int], Any]  # number of a replica -> image of a new replica segment
     attach: Callable[[Replica], Awaitable[None]]  # tell the worker that it is ready
@@ -153,7 +155,15 @@ class Replica:
             self._context.uids.discard(self.uid_number)
 
     async def heal(self) -> None:
-        """Start again if it is parked."""
+        """Start again if it is parked, stopped, or does not answer any more."""
+        if self.state == "ready" and self._agent is not None:
+            try:
+                await self._agent.ask("check", timeout=CHECK_TIMEOUT)
+                return
+            except CovenError as error:
+                log.warning("instance=%s %s is replaced: %s", self._home.instance, self.part, error.message)
+                await self._home.detach(self)
+                await self.stop()
         if self.state in ("parked", "stopped"):
             await self.start()
 
@@ -284,7 +294,8 @@ class Replica:
             cgroups=cgroups,
             limits=(("core", "0"), ("nofile", "1024"), ("memlock", "65536")),
             root=privileged,
-            binds_ro=_unique((*program_folders(context.settings), self._home.package_root, *program.read)),
+            binds_ro=_unique((*program_folders(context.settings), *program.read)),
+            binds_exact=(program.folder,),
             new_net=privileged,
         )
         env = {**ENVIRONMENT, "COVEN_COMPONENT": plan.name}
@@ -292,7 +303,7 @@ class Replica:
         if fault and self.restarts == 0:  # fault-injection builds only know it, and only the first start has it
             env["COVEN_FAULT"] = fault
         try:
-            return spawn(context.settings, program.argv, fds=fds, env=env, cwd=plan.source, sandbox=sandbox)
+            return spawn(context.settings, program.argv, fds=fds, env=env, cwd=program.folder, sandbox=sandbox)
         except OSError as error:
             raise CovenError(
                 "platform.no-resources", f"cannot start {self.part}: {error}", where=Where(part=self.part)
@@ -387,7 +398,7 @@ class Replica:
         process = self.process
         if process is None:
             return
-        self.last_exit = process.last_exit
+        self.last_exit = self._with_last_words(process.last_exit)
         if process.status is None:
             self._context.keeper.on_reaped(process.pid, self._set_exit)
         if self.state != "ready" or not self._wanted:
@@ -397,7 +408,17 @@ class Replica:
         self._task = asyncio.create_task(self._after_death())
 
     def _set_exit(self, status: int) -> None:
-        self.last_exit = exit_text(status)
+        self.last_exit = self._with_last_words(exit_text(status))
+
+    def _with_last_words(self, how: str | None) -> str | None:
+        """Add what the component left in its segment (struct coven_replica); it may be anything."""
+        from coven.dataplane.core import ffi
+
+        fds = self.attach_fds()
+        offset = ffi.offsetof("struct coven_replica", "last_words")
+        words = os.pread(fds[0], LAST_WORDS_BYTES, offset).split(b"\0")[0] if fds else b""
+        text = "".join(c for c in words.decode("utf-8", "replace") if c.isprintable())
+        return f"{how}: {text}" if text else how
 
     async def _after_death(self) -> None:
         self._home.changed()

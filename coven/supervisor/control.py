@@ -23,6 +23,10 @@ class WorkerGone(Exception):
     """The worker died before it answered; whoever restarts it knows."""
 
 
+class WorkerSilent(CovenError):
+    """The worker lives, but did not answer in time."""
+
+
 class WorkerControl:
     """Requests to one worker. The socket is a duplicate of `fd`, which stays the caller's."""
 
@@ -45,7 +49,7 @@ class WorkerControl:
         fds: Sequence[int] = (),
         timeout: float = TIMEOUT,
     ) -> Control:
-        """Ask and give the answer. Raises WorkerGone, CovenError when refused or not answered."""
+        """Ask and give the answer. Raises WorkerGone, WorkerSilent, or CovenError when refused."""
         self._seq += 1
         seq = self._seq
         future: asyncio.Future[Control] = asyncio.get_running_loop().create_future()
@@ -55,10 +59,10 @@ class WorkerControl:
                 await self._send(pack_control(Control(op, seq, index, 0, tuple(args), payload)), fds)
                 answer = await future
         except TimeoutError as error:
-            raise CovenError(
-                "platform.internal",
+            raise WorkerSilent(
+                "component.not-answering",
                 f"{self._part} did not answer within {timeout:g} s",
-                hint="a component that is fused into it may hang; `heal` restarts it",
+                hint="a component that is fused into it may hang; if so, the worker is restarted",
                 where=Where(part=self._part),
             ) from error
         except OSError as error:

@@ -41,7 +41,6 @@ class Instance:
         self.ports = PortSet(context, plan.instance, plan.ports)
         home = Home(
             instance=plan.instance,
-            package_root=plan.package.root,
             declarations=lambda index: dict(self.document["components"][index]),
             segment=lambda number: self.layout.replicas[number],
             attach=self._attach,

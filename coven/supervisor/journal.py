@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-OPERATION_PATTERN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+OPERATION_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 KEPT = 64  # ended operations that are remembered
 
 
@@ -93,7 +93,7 @@ def read_all(folder: Path) -> dict[str, Record]:
         record = read(path)
         if record is None:
             path.unlink(missing_ok=True)
-        elif OPERATION_PATTERN.match(path.stem):
+        elif OPERATION_PATTERN.fullmatch(path.stem):
             found[path.stem] = record
     return found
 

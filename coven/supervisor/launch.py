@@ -26,6 +26,7 @@ class Sandbox:
     root: bool = False  # a private root
     binds: tuple[str, ...] = ()
     binds_ro: tuple[str, ...] = ()
+    binds_exact: tuple[str, ...] = ()  # read only as well; refused if there is a symbolic link anywhere in the path
     all_processes: bool = False  # sees other users' processes in /proc
     new_net: bool = False
     nice: int | None = None
@@ -54,6 +55,8 @@ class Sandbox:
         if self.root:
             for path in self.binds_ro:
                 out += ["--bind-ro", path]
+            for path in self.binds_exact:
+                out += ["--bind-exact", path]
             for path in self.binds:
                 out += ["--bind", path]
         return out

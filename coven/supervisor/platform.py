@@ -68,7 +68,7 @@ class Platform:
         self, name: str, verb: str, instance: str, *, plan: object, force: bool, component: str | None
     ) -> Operation:
         """Begin an operation, or give the one of this id. Raises CovenError."""
-        if not journal.OPERATION_PATTERN.match(name):
+        if not journal.OPERATION_PATTERN.fullmatch(name):
             raise CovenError("request.invalid", f"{name[:64]!r} is no id of an operation")
         if name in self.operations:
             return self.operations[name]

@@ -61,10 +61,11 @@ def steps_of(
 
 def _instantiate(context: Context, instance: Instance, forget: Callable[[Instance], None], state: str) -> list[Step]:
     async def check() -> None:
-        from coven.supervisor.build import check_source
+        from coven.supervisor.build import check_folder
 
+        check_folder(context, instance.plan.package.root, "package")
         for component in instance.plan.components:
-            check_source(context, component)
+            check_folder(context, component.source, f"component {component.name}")
 
     async def uncheck() -> None:
         forget(instance)
@@ -118,7 +119,8 @@ def _start(instance: Instance, before: str) -> list[Step]:
 
     async def start_worker() -> None:
         for replica in instance.replicas:
-            await replica.heal()
+            if replica.state != "ready":
+                await replica.heal()
         await instance.write_ports()
         await instance.worker.start()
 

@@ -15,7 +15,7 @@ from coven.errors import CovenError, Where
 from coven.supervisor import cgroup, control
 from coven.supervisor.backoff import BackOff
 from coven.supervisor.context import Context
-from coven.supervisor.control import WorkerControl, WorkerGone
+from coven.supervisor.control import WorkerControl, WorkerGone, WorkerSilent
 from coven.supervisor.launch import ENVIRONMENT, Sandbox, program_folders, spawn
 from coven.supervisor.logs import LogTail
 from coven.supervisor.process import Process, exit_text
@@ -29,6 +29,7 @@ PART = "worker 0"
 CONTROL_FD = 3
 OUTPUT_LINES = 20
 EXIT_GRACE = 2.0
+PING_TIMEOUT = 2.0  # of a worker that was silent before: then it hangs
 READY_TIMEOUT = 20.0  # a large ledger is recovered and pages of the pool are touched
 
 
@@ -60,6 +61,7 @@ class Worker:
         self._changing = asyncio.Lock()  # one ATTACH or DETACH at a time
         self._back_off = BackOff()
         self._task: asyncio.Task[None] | None = None
+        self._suspicion: asyncio.Task[None] | None = None
         self._wanted = False
         self._run = False
 
@@ -129,8 +131,10 @@ class Worker:
         await cgroup.remove(self.folders)
 
     async def heal(self) -> None:
-        """Start again if it is parked."""
-        if self.state == "parked":
+        """Start again if it is parked; one that hangs is killed, and comes back."""
+        if self.state in ("ready", "running"):
+            await self._ping()
+        elif self.state == "parked":
             run = self._run
             await self.start()
             if run:
@@ -144,6 +148,9 @@ class Worker:
             return await self._control.request(op, **more)
         except WorkerGone as error:
             raise self._absent() from error
+        except WorkerSilent:
+            self._suspect()
+            raise
 
     async def attach(self, replica: Replica) -> None:
         """Tell the worker that a replica is ready; a worker that starts meanwhile finds it by itself."""
@@ -341,6 +348,23 @@ class Worker:
         self.state = "restarting"
         self._context.emit("worker-died", self._instance, PART, pid=process.pid, exit=self.last_exit)
         self._task = asyncio.create_task(self._back_off_or_park())
+
+    def _suspect(self) -> None:
+        """Somebody got no answer: find out whether the worker hangs. Nobody looks while nobody asks."""
+        if self._suspicion is None or self._suspicion.done():
+            self._suspicion = asyncio.create_task(self._ping())
+
+    async def _ping(self) -> None:
+        process, channel = self.process, self._control
+        if process is None or channel is None or self.state not in ("ready", "running"):
+            return
+        try:
+            await channel.request(control.ATTENTION, timeout=PING_TIMEOUT)
+        except WorkerSilent:
+            log.error("instance=%s worker=%d hangs; killed", self._instance, process.pid)
+            process.kill()  # the rest is as with every death
+        except (WorkerGone, CovenError):
+            return
 
     def _set_exit(self, status: int) -> None:
         self.last_exit = exit_text(status)

@@ -35,6 +35,24 @@ COUNT_METRICS = [
 ]
 COUNT_STATE = {"bytes": 8, "version": 1, "scope": "flow", "class": "critical"}
 
+HANGS_ON_CALL_C = """
+#include <coven/component.h>
+static int hang(struct coven_component *self, struct coven_answer *answer)
+{
+    (void)self; (void)answer;
+    for (volatile int forever = 1; forever;)
+        ;
+    return 0;
+}
+static void process_burst(struct coven_component *self, struct coven_packet *pkts, uint16_t n)
+{
+    (void)self; (void)pkts; (void)n;
+}
+static const struct coven_operation operations[] = {{"hang", hang}, {NULL, NULL}};
+COVEN_COMPONENT(.process_burst = process_burst, .operations = operations);
+"""
+HANGS_ON_CALL_OPERATIONS = [{"name": "hang", "help": "never answers", "arguments": []}]
+
 BROKEN_C = """
 #include <coven/component.h>
 static void process_burst(struct coven_component *self, struct coven_packet *pkts, uint16_t n)

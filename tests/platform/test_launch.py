@@ -235,6 +235,17 @@ def test_a_single_file_can_be_bound(locked_home: Path) -> None:
 
 
 @needs_root
+def test_an_exact_bind_follows_no_link(locked_home: Path) -> None:
+    (locked_home / "link").symlink_to(locked_home / "tree")
+    real, detour = locked_home / "tree" / "deep", locked_home / "link" / "deep"
+    assert output(*USER, "--root", "--bind-exact", str(real), script=f"cat {real}/file; touch {real}/x || true") == "content"
+    for path in (detour, locked_home / "link"):
+        done = launch(*USER, "--root", "--bind-exact", str(path), command=(SHELL, "-c", "true"))
+        assert (done.returncode, "Too many levels of symbolic links" in done.stderr) == (125, True)
+    assert output(*USER, "--root", "--bind-ro", str(detour), script=f"cat {detour}/file") == "content"
+
+
+@needs_root
 def test_binding_what_is_not_there_fails() -> None:
     done = launch("--root", "--bind-ro", "/nonexistent", command=(SHELL, "-c", "true"))
     assert (done.returncode, "/nonexistent: No such file" in done.stderr) == (125, True)

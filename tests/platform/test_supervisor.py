@@ -166,6 +166,11 @@ def test_a_source_outside_the_packages_is_refused(platform: PlatformUnderTest, t
     with pytest.raises(OperationFailed) as caught:
         platform.deploy(plan)
     assert caught.value.code == "package.unsafe-path"
+    plan["package"]["root"] = str(tmp_path)  # a root that is wider than the package
+    plan["components"][0]["source"] = str(platform.state_dir / "packages" / "demo" / "one")
+    with pytest.raises(OperationFailed) as caught:
+        platform.deploy(plan)
+    assert caught.value.code == "package.unsafe-path"
     link = platform.state_dir / "packages" / "link"
     link.symlink_to(outside.parent)
     plan["package"]["root"] = str(link)
@@ -275,6 +280,31 @@ def test_a_killed_worker_comes_back_with_flow_state(platform: PlatformUnderTest)
     assert total["flows"] == 1  # the flow is still known
     assert total["flow-pkts"] > 50
     assert set(drops(platform)) <= {"worker-crash", "tx-uncertain"}
+
+
+def hang(platform: PlatformUnderTest) -> None:
+    with pytest.raises(CovenError) as caught:
+        platform.request("agent", instance="fw-1", component="one", verb="call", name="hang", timeout_ms=300)
+    assert caught.value.code == "component.not-answering"
+
+
+def test_a_worker_in_which_a_component_hangs_is_replaced(platform: PlatformUnderTest) -> None:
+    more = {"operations": sources.HANGS_ON_CALL_OPERATIONS, "isolation": "fused", "isolation_asked": "fused"}
+    platform.deploy(c_chain(platform, source=sources.HANGS_ON_CALL_C, **more))
+    pid = platform.instance("fw-1")["workers"][0]["pid"]
+    hang(platform)
+    assert platform.wait_worker("fw-1", other_than=pid)["last_exit"] == "killed by SIGKILL"
+    assert wait_tx(platform, accounting(platform)["tx"] + 10)["balanced"]
+
+
+def test_a_component_that_hangs_is_healed(platform: PlatformUnderTest) -> None:
+    plan = c_chain(platform, source=sources.HANGS_ON_CALL_C, operations=sources.HANGS_ON_CALL_OPERATIONS)
+    platform.deploy(plan)
+    pid = platform.replica("fw-1", "one")["pid"]
+    hang(platform)
+    platform.execute("heal", "fw-1", component="one")
+    assert platform.replica("fw-1", "one")["pid"] not in (None, pid)
+    assert wait_tx(platform, accounting(platform)["tx"] + 10)["balanced"]
 
 
 def test_what_keeps_dying_is_parked_and_healed(platform: PlatformUnderTest) -> None:

@@ -10,6 +10,7 @@
  *   --root                      a private root: the host's system folders read only, /proc, /dev, /tmp
  *   --proc-all                  there, /proc also shows processes of other users
  *   --bind PATH, --bind-ro PATH and these, at the same place (imply nothing without --root)
+ *   --bind-exact PATH           read only, refused if there is a symbolic link anywhere in the path
  *   --fd N=M                    descriptor M becomes N; what is not named is closed (0, 1, 2: /dev/null)
  *   --env KEY=VALUE             the environment is these and nothing else
  *   --cwd DIR, --nice N, --cpu LIST
@@ -23,6 +24,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/capability.h>
+#include <linux/openat2.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -45,7 +47,7 @@
 
 struct bind {
     const char *path;
-    bool writable;
+    bool writable, exact;
     int tree; /* detached copy of the mount, or -1 for a symbolic link */
     bool folder;
     char link[256];
@@ -181,7 +183,7 @@ static void add_bind(const char *path, bool writable)
     if (want.n_binds == MAX_LIST)
         die(0, "too many folders to bind");
     if (path[0] != '/')
-        die(0, "--bind%s %s: not an absolute path", writable ? "" : "-ro", path);
+        die(0, "%s to bind: not an absolute path", path);
     want.binds[want.n_binds++] = (struct bind){.path = path, .writable = writable, .tree = -1};
 }
 
@@ -240,6 +242,9 @@ static void set_option(const char *option, char *value)
         add_bind(value, true);
     } else if (!strcmp(option, "--bind-ro")) {
         add_bind(value, false);
+    } else if (!strcmp(option, "--bind-exact")) {
+        add_bind(value, false);
+        want.binds[want.n_binds - 1].exact = true;
     } else if (!strcmp(option, "--fd")) {
         add_fd(option, value);
     } else if (!strcmp(option, "--env")) {
@@ -368,22 +373,31 @@ static void make_parents(char *path)
 static void copy_tree(struct bind *bind)
 {
     struct mount_attr attributes = {.attr_set = MOUNT_ATTR_NOSUID};
+    struct open_how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC};
     struct stat status;
+    int place;
 
-    if (lstat(bind->path, &status) < 0)
-        die(errno, "--bind%s %s", bind->writable ? "" : "-ro", bind->path);
+    if (bind->exact)
+        how.resolve = RESOLVE_NO_SYMLINKS;
+    place = (int)syscall(SYS_openat2, AT_FDCWD, bind->path, &how, sizeof(how));
+    if (place < 0 || fstat(place, &status) < 0)
+        die(errno, "--bind%s %s", bind->exact ? "-exact" : bind->writable ? "" : "-ro", bind->path);
+    if (bind->exact && S_ISLNK(status.st_mode))
+        die(ELOOP, "--bind-exact %s", bind->path);
     if (S_ISLNK(status.st_mode)) {
-        ssize_t n = readlink(bind->path, bind->link, sizeof(bind->link) - 1);
+        ssize_t n = readlinkat(place, "", bind->link, sizeof(bind->link) - 1);
 
         if (n < 0)
             die(errno, "%s", bind->path);
         bind->link[n] = 0;
+        close(place);
         return;
     }
     bind->folder = S_ISDIR(status.st_mode);
-    bind->tree = open_tree(AT_FDCWD, bind->path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
+    bind->tree = open_tree(place, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
     if (bind->tree < 0)
         die(errno, "open_tree %s", bind->path);
+    close(place);
     if (!bind->writable)
         attributes.attr_set |= MOUNT_ATTR_RDONLY;
     if (bind->folder)
