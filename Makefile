@@ -36,7 +36,7 @@ fuzz: $(VENV)/stamp-test
 	COVEN_FUZZ_SECONDS=$(or $(FUZZ_SECONDS),120) $(PYTEST) tests/fuzz $(ARGS)
 
 chaos: $(VENV)/stamp-test
-	COVEN_CHAOS_SECONDS=$(or $(CHAOS_SECONDS),300) $(PYTEST) tests/chaos $(ARGS)
+	COVEN_CHAOS_SECONDS=$(or $(CHAOS_SECONDS),300) $(PYTEST) -s tests/e2e/test_chaos.py $(ARGS)
 
 bench: $(VENV)/stamp-test
 	$(RUN) -m tests.bench $(ARGS)

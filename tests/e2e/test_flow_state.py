@@ -16,6 +16,7 @@ from coven import package
 from coven.demo.platform import Platform
 from tests.e2e.appliance import CLIENT, SERVER, Appliance, kill, wait_for
 from tests.e2e.captures import ROOT
+from tests.e2e.parts import pin_neighbours
 from tests.e2e.probe import Probe
 from tests.lib.net import Network
 
@@ -50,12 +51,7 @@ def counted(_namespaces: None, platform: Platform, tmp_path_factory: pytest.Temp
     uploaded = platform.rest.upload("/v1/packages", archive)["id"]
     with Network() as net:
         appliance = Appliance(net, platform, uploaded)
-        for host, other, address in (
-            (appliance.client, appliance.server, SERVER[0]),
-            (appliance.server, appliance.client, CLIENT[0]),
-        ):
-            mac = other.run("cat", "/sys/class/net/eth0/address").stdout.strip()
-            host.ip("neigh", "replace", address, "lladdr", mac, "dev", "eth0", "nud", "permanent")
+        pin_neighbours(appliance)
         yield appliance
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import psutil
 import pytest
 
-from coven.errors import CovenError
 from tests.e2e.appliance import CLIENT, SERVER, Appliance, drops_by_reason, kill, wait_for
+from tests.e2e.parts import answered, is_another, pin_neighbours, processes
 from tests.e2e.probe import Probe
 
 pytestmark = pytest.mark.root
@@ -23,12 +21,7 @@ pytestmark = pytest.mark.root
 @pytest.fixture(autouse=True)
 def _pinned(appliance: Appliance) -> None:
     """Pin the neighbours of both hosts."""
-    for host, other, address in (
-        (appliance.client, appliance.server, SERVER[0]),
-        (appliance.server, appliance.client, CLIENT[0]),
-    ):
-        mac = other.run("cat", "/sys/class/net/eth0/address").stdout.strip()
-        host.ip("neigh", "replace", address, "lladdr", mac, "dev", "eth0", "nud", "permanent")
+    pin_neighbours(appliance)
 
 
 @pytest.fixture
@@ -42,42 +35,6 @@ def _accounted(appliance: Appliance) -> Iterator[None]:
     """Hold the accounting rule and the peers' counters after each test."""
     yield
     appliance.check(missed=True)
-
-
-def processes(appliance: Appliance) -> dict[str, int]:
-    """Give the process ids of everything that runs, by part."""
-    assert appliance.platform.process is not None
-    top = psutil.Process(appliance.platform.process.pid)
-    found = {}
-    for process in [top, *top.children(recursive=True)]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            line = " ".join(process.cmdline())
-            for part in ("coven.supervisor", "coven.management", "coven-keeper"):
-                if part in line:
-                    found[part] = process.pid
-    state = appliance.state()
-    found["worker"] = state["workers"][0]["pid"]
-    for component in state["components"]:
-        for replica in component["replicas"]:
-            if replica["pid"]:
-                found[component["name"]] = replica["pid"]
-    return found
-
-
-def answered(ask: Callable[[], Any]) -> Callable[[], Any]:
-    """Give a condition: the call is answered at all."""
-
-    def condition() -> Any:
-        with contextlib.suppress(CovenError):
-            return ask()
-        return None
-
-    return condition
-
-
-def is_another(appliance: Appliance, part: str, old: int) -> bool:
-    """Tell whether a part runs, in another process than before."""
-    return processes(appliance).get(part) not in (None, old)
 
 
 def counted(appliance: Appliance, before: dict[str, Any]) -> int:
