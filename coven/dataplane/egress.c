@@ -41,12 +41,21 @@ void coven_egress_put(struct coven_worker *worker, uint32_t port, uint32_t handl
     link->handle[link->n++] = handle;
 }
 
+static void count_path(struct coven_book *b, uint32_t path, uint64_t pkts, uint64_t bytes)
+{
+    if (path >= COVEN_MAX_PATHS || pkts == 0)
+        return;
+    coven_book_count(b, COVEN_CELL_PATH(path, COVEN_PATH_TX_PKTS), pkts);
+    coven_book_count(b, COVEN_CELL_PATH(path, COVEN_PATH_TX_BYTES), bytes);
+}
+
 static void book(struct coven_worker *worker, uint16_t port, const uint32_t *handles, uint16_t n,
                  const uint8_t *results, const uint64_t position[2])
 {
     struct coven_book *b = &worker->book;
     struct coven_port *p = &worker->port[port].port;
-    uint64_t pkts = 0, bytes = 0;
+    uint64_t pkts = 0, bytes = 0, path_pkts = 0, path_bytes = 0;
+    uint32_t path = COVEN_MAX_PATHS;
 
     /* each packet may be of another path and fail for another reason */
     coven_book_room(b, n, 2u + 3u * n, 3);
@@ -60,11 +69,16 @@ static void book(struct coven_worker *worker, uint16_t port, const uint32_t *han
         }
         pkts++;
         bytes += meta->length;
-        if (meta->path < COVEN_MAX_PATHS) {
-            coven_book_count(b, COVEN_CELL_PATH(meta->path, COVEN_PATH_TX_PKTS), 1);
-            coven_book_count(b, COVEN_CELL_PATH(meta->path, COVEN_PATH_TX_BYTES), meta->length);
+        if (meta->path != path) { /* mostly a burst is of one path: counted once */
+            count_path(b, path, path_pkts, path_bytes);
+            path = meta->path;
+            path_pkts = 0;
+            path_bytes = 0;
         }
+        path_pkts++;
+        path_bytes += meta->length;
     }
+    count_path(b, path, path_pkts, path_bytes);
     coven_book_count(b, COVEN_CELL_PORT(port, COVEN_PORT_TX_PKTS), pkts);
     coven_book_count(b, COVEN_CELL_PORT(port, COVEN_PORT_TX_BYTES), bytes);
     coven_book_word(b, &p->position->tx[0], position[0]);

@@ -95,8 +95,9 @@ static void hold(struct coven_worker *worker, uint16_t component, const struct c
     coven_book_own(&worker->book, handle, coven_owner(COVEN_OWNER_FUSED, component, 0, 0));
 }
 
-/* Carry a verdict out. A fused component is trusted not to write elsewhere, but not to be free of mistakes. */
-static void follow_verdict(struct coven_worker *worker, uint16_t hop, const struct coven_packet *pkt,
+/* Carry a verdict out. A fused component is trusted not to write elsewhere, but not to be free of mistakes.
+ * Returns whether the packet goes on; the caller counts those, once for a burst. */
+static bool follow_verdict(struct coven_worker *worker, uint16_t hop, const struct coven_packet *pkt,
                            uint32_t handle, uint8_t verdict, uint8_t output)
 {
     const struct coven_plan_hop *place = &worker->plan->hops[hop];
@@ -111,9 +112,8 @@ static void follow_verdict(struct coven_worker *worker, uint16_t hop, const stru
         coven_book_count(book, COVEN_CELL_COMPONENT(place->component, COVEN_COMPONENT_VIOLATIONS), 1);
         coven_book_drop(book, handle, scope, COVEN_DROP_COMPONENT_VIOLATION);
     } else if (verdict == COVEN_FORWARD) {
-        coven_book_room(book, 0, 1, 0);
-        coven_book_count(book, COVEN_CELL_COMPONENT(place->component, COVEN_COMPONENT_OUT_PKTS), 1);
         coven_graph_put(worker, handle, &place->next[output], scope);
+        return true;
     } else if (verdict == COVEN_DROP) {
         coven_book_drop(book, handle, scope, COVEN_DROP_COMPONENT_VERDICT);
     } else if (verdict == COVEN_HOLD) {
@@ -123,6 +123,15 @@ static void follow_verdict(struct coven_worker *worker, uint16_t hop, const stru
         coven_book_count(book, COVEN_CELL_COMPONENT(place->component, COVEN_COMPONENT_CONSUMED), 1);
         coven_book_own(book, handle, 0);
     }
+    return false;
+}
+
+static void count_out(struct coven_worker *worker, uint16_t component, uint32_t n)
+{
+    if (n == 0)
+        return;
+    coven_book_room(&worker->book, 0, 1, 0);
+    coven_book_count(&worker->book, COVEN_CELL_COMPONENT(component, COVEN_COMPONENT_OUT_PKTS), n);
 }
 
 void coven_fused_process(struct coven_worker *worker, uint16_t hop, const uint32_t *handles, uint16_t n)
@@ -130,6 +139,7 @@ void coven_fused_process(struct coven_worker *worker, uint16_t hop, const uint32
     uint16_t component = worker->plan->hops[hop].component;
     struct coven_fused *fused = &worker->component[component].fused;
     struct coven_packet pkts[COVEN_BURST];
+    uint32_t out = 0;
     uint64_t before;
 
     if (!fused->runtime) {
@@ -148,8 +158,9 @@ void coven_fused_process(struct coven_worker *worker, uint16_t hop, const uint32
     for (uint16_t i = 0; i < n; i++) {
         const struct coven_meta *meta = &worker->book.meta[handles[i]];
 
-        follow_verdict(worker, hop, &pkts[i], handles[i], meta->verdict, meta->output);
+        out += follow_verdict(worker, hop, &pkts[i], handles[i], meta->verdict, meta->output);
     }
+    count_out(worker, component, out);
 }
 
 /* ---- held packets ------------------------------------------------------------------------------ */
@@ -158,6 +169,7 @@ static uint32_t collect(struct coven_worker *worker, uint16_t component)
     struct coven_fused *fused = &worker->component[component].fused;
     struct coven_runtime_release released[COVEN_BURST];
     uint16_t n = coven_runtime_released(fused->runtime, released, COVEN_BURST);
+    uint32_t out = 0;
 
     coven_book_room(&worker->book, COVEN_BURST, 8, 0);
     for (uint16_t i = 0; i < n; i++) {
@@ -171,9 +183,10 @@ static uint32_t collect(struct coven_worker *worker, uint16_t component)
         /* a packet that was just released cannot be held again by the same call */
         if (released[i].verdict == COVEN_HOLD)
             released[i].verdict = COVEN_DROP;
-        follow_verdict(worker, worker->book.meta[handle].hop, NULL, handle, released[i].verdict,
-                       released[i].output);
+        out += follow_verdict(worker, worker->book.meta[handle].hop, NULL, handle, released[i].verdict,
+                              released[i].output);
     }
+    count_out(worker, component, out);
     coven_book_commit(&worker->book);
     coven_graph_walk(worker);
     return n;

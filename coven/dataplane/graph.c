@@ -4,25 +4,6 @@
  * ascending order takes every packet to its end: no recursion, and branches that meet again are one burst again. */
 #include "worker.h"
 
-void coven_graph_put_hop(struct coven_worker *worker, uint32_t handle, uint32_t hop)
-{
-    struct coven_graph *graph = &worker->graph;
-
-    graph->handle[hop][graph->n[hop]++] = handle;
-    graph->waiting[hop / 64] |= 1ull << (hop % 64);
-}
-
-void coven_graph_put(struct coven_worker *worker, uint32_t handle, const struct coven_plan_next *next,
-                     uint32_t scope)
-{
-    if (next->hop != COVEN_NO_HOP)
-        coven_graph_put_hop(worker, handle, next->hop);
-    else if (next->port != COVEN_NO_PORT)
-        coven_egress_put(worker, next->port, handle);
-    else
-        coven_book_drop(&worker->book, handle, scope, COVEN_DROP_NO_OUTPUT);
-}
-
 void coven_graph_component_down(struct coven_worker *worker, uint16_t hop, const uint32_t *handles, uint16_t n)
 {
     const struct coven_plan_hop *place = &worker->plan->hops[hop];

@@ -164,47 +164,6 @@ void coven_book_commit(struct coven_book *book)
     book->ledger->n_free = n_free;
 }
 
-void coven_book_room(struct coven_book *book, uint32_t owners, uint32_t cells, uint32_t words)
-{
-    const struct coven_intent *intent = &book->ledger->intent;
-
-    if (intent->n_owners + owners > COVEN_INTENT_OWNERS || intent->n_cells + cells > COVEN_INTENT_CELLS ||
-        intent->n_words + words > COVEN_INTENT_WORDS)
-        coven_book_commit(book);
-}
-
-void coven_book_count(struct coven_book *book, uint32_t cell, uint64_t n)
-{
-    struct coven_intent *intent = &book->ledger->intent;
-    int16_t at = book->place[cell];
-
-    if (at < 0) {
-        at = (int16_t)intent->n_cells++;
-        book->place[cell] = at;
-        intent->cell[at] = cell;
-        intent->value[at] = book->cell[cell];
-    }
-    intent->value[at] += n;
-}
-
-void coven_book_own(struct coven_book *book, uint32_t handle, uint64_t owner)
-{
-    struct coven_intent *intent = &book->ledger->intent;
-    uint32_t at = intent->n_owners++;
-
-    intent->handle[at] = handle;
-    intent->owner[at] = owner;
-}
-
-void coven_book_word(struct coven_book *book, uint64_t *word, uint64_t value)
-{
-    struct coven_intent *intent = &book->ledger->intent;
-    uint32_t at = intent->n_words++;
-
-    intent->word[at].offset = (uint64_t)((uint8_t *)word - (uint8_t *)book->ledger);
-    intent->word[at].value = value;
-}
-
 void coven_book_drop(struct coven_book *book, uint32_t handle, uint32_t scope, uint32_t reason)
 {
     coven_book_room(book, 1, 1, 0);

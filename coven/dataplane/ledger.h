@@ -128,17 +128,55 @@ int coven_book_replay(struct coven_book *book);
 /* Rebuild the free list from the owners. */
 void coven_book_rebuild_free(struct coven_book *book);
 
-/* Make sure that what follows up to the next call goes into one intent. */
-void coven_book_room(struct coven_book *book, uint32_t owners, uint32_t cells, uint32_t words);
-/* Collect stores. The caller has made room; what belongs together must be in one coven_book_room(). */
-void coven_book_count(struct coven_book *book, uint32_t cell, uint64_t n);
-void coven_book_own(struct coven_book *book, uint32_t handle, uint64_t owner);
-void coven_book_word(struct coven_book *book, uint64_t *word, uint64_t value);
-/* Drop a packet the worker owns: counter and owner together. Makes room itself. */
-void coven_book_drop(struct coven_book *book, uint32_t handle, uint32_t scope, uint32_t reason);
 /* Carry out what was collected; buffers that became free go to the free list. */
 void coven_book_commit(struct coven_book *book);
 
+/* Inline: these are called for each packet. */
+/* Make sure that what follows up to the next call goes into one intent. */
+static inline void coven_book_room(struct coven_book *book, uint32_t owners, uint32_t cells, uint32_t words)
+{
+    const struct coven_intent *intent = &book->ledger->intent;
+
+    if (intent->n_owners + owners > COVEN_INTENT_OWNERS || intent->n_cells + cells > COVEN_INTENT_CELLS ||
+        intent->n_words + words > COVEN_INTENT_WORDS)
+        coven_book_commit(book);
+}
+
+/* Collect stores. The caller has made room; what belongs together must be in one coven_book_room(). */
+static inline void coven_book_count(struct coven_book *book, uint32_t cell, uint64_t n)
+{
+    struct coven_intent *intent = &book->ledger->intent;
+    int16_t at = book->place[cell];
+
+    if (at < 0) {
+        at = (int16_t)intent->n_cells++;
+        book->place[cell] = at;
+        intent->cell[at] = cell;
+        intent->value[at] = book->cell[cell];
+    }
+    intent->value[at] += n;
+}
+
+static inline void coven_book_own(struct coven_book *book, uint32_t handle, uint64_t owner)
+{
+    struct coven_intent *intent = &book->ledger->intent;
+    uint32_t at = intent->n_owners++;
+
+    intent->handle[at] = handle;
+    intent->owner[at] = owner;
+}
+
+static inline void coven_book_word(struct coven_book *book, uint64_t *word, uint64_t value)
+{
+    struct coven_intent *intent = &book->ledger->intent;
+    uint32_t at = intent->n_words++;
+
+    intent->word[at].offset = (uint64_t)((uint8_t *)word - (uint8_t *)book->ledger);
+    intent->word[at].value = value;
+}
+
+/* Drop a packet the worker owns: counter and owner together. Makes room itself. */
+void coven_book_drop(struct coven_book *book, uint32_t handle, uint32_t scope, uint32_t reason);
 /* Free buffers in the order in which they would be taken; taken by booking another owner for the first ones. */
 uint16_t coven_book_peek_free(const struct coven_book *book, uint32_t *handles, uint16_t max);
 /* The first n of the peeked buffers are no longer free (their new owner has been committed). */

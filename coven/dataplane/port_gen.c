@@ -27,6 +27,7 @@ struct gen {
     uint64_t identity; /* of the opening, see port_pcap.c */
     uint64_t base_ns;  /* CLOCK_MONOTONIC at which packet number `base` was due */
     uint64_t base;
+    uint32_t ip_sum, udp_sum; /* of what is the same in every packet, see write_packet() */
     uint8_t template[HEADER_BYTES + 8];
 };
 
@@ -35,6 +36,16 @@ static uint64_t made(const struct coven_port *port)
     const struct gen *self = port->state;
 
     return port->position->rx[1] == self->identity ? port->position->rx[0] : 0;
+}
+
+/* Sum of 16-bit words in network order; n is even. */
+static uint32_t sum_words(const uint8_t *bytes, uint32_t n)
+{
+    uint32_t sum = 0;
+
+    for (uint32_t i = 0; i < n; i += 2)
+        sum += (uint32_t)bytes[i] << 8 | bytes[i + 1];
+    return sum;
 }
 
 static int attach(struct coven_port *port, char *why, size_t why_bytes)
@@ -59,6 +70,10 @@ static int attach(struct coven_port *port, char *why, size_t why_bytes)
     _Static_assert(sizeof(head) == sizeof(self->template), "headers and the mark");
     memcpy(self->template, head, sizeof(head));
     coven_store_be32(self->template + 30, TARGET);
+    /* what is filled in for each packet is 0 here and adds nothing */
+    self->ip_sum = sum_words(self->template + COVEN_ETH_BYTES, 20);
+    self->udp_sum = sum_words(self->template + 30, 4) + COVEN_PROTO_UDP +
+                    sum_words(self->template + COVEN_ETH_BYTES + 20, 8 + 8);
     self->identity = (uint64_t)lseek(port->rx_fd, 0, SEEK_CUR);
     port->state = self;
     self->base = made(port);
@@ -86,30 +101,38 @@ static uint64_t allowed(struct coven_port *port)
     return elapsed < port->plan->gen_packets ? elapsed : port->plan->gen_packets;
 }
 
+static uint16_t checksum(uint32_t sum)
+{
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    return (uint16_t)~sum;
+}
+
+/* The generator must not cost more than what is measured with it: sums begin with what all packets share. */
 static void write_packet(const struct gen *self, const struct coven_plan_port *plan, uint64_t n, uint32_t bytes,
                          uint8_t *out)
 {
-    uint32_t flow = (uint32_t)(n % (plan->gen_flows ? plan->gen_flows : 1));
+    uint32_t flow = plan->gen_flows > 1 ? (uint32_t)(n % plan->gen_flows) : 0;
+    uint32_t source = SOURCE + flow / FLOW_PORTS, source_port = FIRST_PORT + flow % FLOW_PORTS;
+    uint32_t source_sum = (source >> 16) + (source & 0xffff);
+    uint32_t udp_bytes = bytes - COVEN_ETH_BYTES - 20;
+    uint32_t n_sum = (uint32_t)(n >> 48) + (uint32_t)(n >> 32 & 0xffff) + (uint32_t)(n >> 16 & 0xffff) +
+                     (uint32_t)(n & 0xffff);
     uint8_t *ip = out + COVEN_ETH_BYTES, *udp = ip + 20;
-    uint8_t pseudo[4] = {0, COVEN_PROTO_UDP, 0, 0};
     uint16_t sum;
 
-    memset(out, 0, bytes);
     memcpy(out, self->template, sizeof(self->template));
     coven_store_be32(out + sizeof(self->template), (uint32_t)(n >> 32));
     coven_store_be32(out + sizeof(self->template) + 4, (uint32_t)n);
+    memset(out + sizeof(self->template) + 8, 0, bytes - sizeof(self->template) - 8);
     coven_store_be16(ip + 2, bytes - COVEN_ETH_BYTES);
-    coven_store_be32(ip + 12, SOURCE + flow / FLOW_PORTS);
-    coven_store_be16(udp, FIRST_PORT + flow % FLOW_PORTS);
-    coven_store_be16(udp + 4, bytes - COVEN_ETH_BYTES - 20);
-    sum = (uint16_t)~coven_csum_fold(coven_csum_add(0, ip, 20));
-    memcpy(ip + 10, &sum, 2);
-    memcpy(pseudo + 2, udp + 4, 2);
-    /* Zeros add nothing: the headers and 16 bytes of payload are the whole sum. */
-    sum = (uint16_t)~coven_csum_fold(coven_csum_add(coven_csum_add(0, pseudo, 4), ip + 12, 8 + 8 + 16));
-    if (sum == 0)
-        sum = 0xffff;
-    memcpy(udp + 6, &sum, 2);
+    coven_store_be32(ip + 12, source);
+    coven_store_be16(ip + 10, checksum(self->ip_sum + bytes - COVEN_ETH_BYTES + source_sum));
+    coven_store_be16(udp, source_port);
+    coven_store_be16(udp + 4, udp_bytes);
+    /* the length counts twice: in the header and in the pseudo header (RFC 768) */
+    sum = checksum(self->udp_sum + 2 * udp_bytes + source_sum + source_port + n_sum);
+    coven_store_be16(udp + 6, sum ? sum : 0xffff);
 }
 
 static void rx_burst(struct coven_port *port, struct coven_rx *rx)

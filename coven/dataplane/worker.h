@@ -185,10 +185,6 @@ void coven_egress_put(struct coven_worker *worker, uint32_t port, uint32_t handl
 uint32_t coven_egress_flush(struct coven_worker *worker, uint16_t port);
 
 /* ---- graph.c ---- */
-/* Put a packet where `next` points; `scope` is who chose it (for no-output). Follow with coven_graph_walk(). */
-void coven_graph_put(struct coven_worker *worker, uint32_t handle, const struct coven_plan_next *next,
-                     uint32_t scope);
-void coven_graph_put_hop(struct coven_worker *worker, uint32_t handle, uint32_t hop);
 /* Run all waiting packets to where they leave the worker's hands. */
 void coven_graph_walk(struct coven_worker *worker);
 /* What the component's on_failure says for packets that it cannot get now. */
@@ -305,6 +301,27 @@ static inline void coven_track_remove(struct coven_worker *worker, struct coven_
 static inline void coven_track_clear(struct coven_track_list *list)
 {
     *list = (struct coven_track_list){COVEN_NO_HANDLE, COVEN_NO_HANDLE, 0};
+}
+
+/* ---- graph: called for each packet and hop ---- */
+static inline void coven_graph_put_hop(struct coven_worker *worker, uint32_t handle, uint32_t hop)
+{
+    struct coven_graph *graph = &worker->graph;
+
+    graph->handle[hop][graph->n[hop]++] = handle;
+    graph->waiting[hop / 64] |= 1ull << (hop % 64);
+}
+
+/* Put a packet where `next` points; `scope` is who chose it (for no-output). Follow with coven_graph_walk(). */
+static inline void coven_graph_put(struct coven_worker *worker, uint32_t handle, const struct coven_plan_next *next,
+                                   uint32_t scope)
+{
+    if (next->hop != COVEN_NO_HOP)
+        coven_graph_put_hop(worker, handle, next->hop);
+    else if (next->port != COVEN_NO_PORT)
+        coven_egress_put(worker, next->port, handle);
+    else
+        coven_book_drop(&worker->book, handle, scope, COVEN_DROP_NO_OUTPUT);
 }
 
 static inline uint8_t *coven_worker_buffer(const struct coven_worker *worker, uint32_t handle)
