@@ -81,9 +81,9 @@ def make_servers(platform: Platform, addresses: list[tuple[str, int]], socket_pa
 
 def run(arguments: argparse.Namespace) -> None:
     """Serve until SIGTERM or SIGINT."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    # Waited for, not handled: a handler could come while a lock is held that it needs. Threads inherit the mask.
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     run_dir: Path = arguments.run_dir
     arguments.state_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"listening at {place}", flush=True)
     sys.stdout.flush()
     threading.Thread(target=_tell_degraded, args=(platform,), daemon=True).start()
-    stop.wait()
+    signal.sigwait(ends)
     platform.stop()
     for server in servers:
         server.stop()

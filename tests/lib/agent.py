@@ -129,4 +129,4 @@ def running(agent: Agent) -> Iterator[Agent]:
         yield agent
     finally:
         if agent.process is not None and agent.process.poll() is None:
-            agent.stop()
+            assert agent.stop() == 0, "the agent did not end in order"

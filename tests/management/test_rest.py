@@ -405,3 +405,11 @@ def test_the_agent_is_small(agent: Agent, archive: Path) -> None:
     identity = upload(rest, archive)
     rest.finish(create(rest, identity))
     assert psutil.Process(agent.pid).memory_info().rss < 90e6
+
+
+def test_it_ends_in_order_at_whatever_moment_it_is_told(tmp_path: Path) -> None:
+    """Also when the signal comes right after the start."""
+    for number in range(15):
+        agent = Agent(tmp_path / str(number))
+        agent.start()
+        assert agent.stop() == 0
