@@ -119,15 +119,15 @@ class Hosts:
         for host, appliance_end in (("client", self.lan), ("server", self.wan)):
             namespace = self.namespace(host)
             run("ip", "netns", "add", namespace)
-            run("ip", "-n", namespace, "link", "set", "lo", "up")
+            self.run(host, "ip", "link", "set", "lo", "up")
             run("ip", "link", "add", appliance_end, "type", "veth", "peer", "name", "eth0", "netns", namespace)
             # no address on the appliance's side, so that its host's stack has nothing to say on the wire
             run("ip", "link", "set", appliance_end, "addrgenmode", "none")
             run("ip", "link", "set", appliance_end, "up")
             for address, length in zip(ADDRESSES[host], ("24", "64"), strict=True):
                 nodad = ["nodad"] if ":" in address else []
-                run("ip", "-n", namespace, "addr", "add", f"{address}/{length}", "dev", "eth0", *nodad)
-            run("ip", "-n", namespace, "link", "set", "eth0", "up")
+                self.run(host, "ip", "addr", "add", f"{address}/{length}", "dev", "eth0", *nodad)
+            self.run(host, "ip", "link", "set", "eth0", "up")
 
     def remove(self) -> None:
         """Remove both hosts and their links, as far as they are there."""
@@ -143,19 +143,26 @@ class Hosts:
         return [name for name in names if name.startswith(self.tag)]
 
     def command(self, host: str, *command: str) -> list[str]:
-        """Give the command line that runs a command on a host."""
-        return ["ip", "netns", "exec", self.namespace(host), *command]
+        """Give the command line that runs a command on a host.
+
+        Not `ip netns exec`: that wants to mount, which it cannot in a chroot.
+        """
+        return ["nsenter", f"--net=/run/netns/{self.namespace(host)}", *command]
+
+    def run(self, host: str, *command: str) -> str:
+        """Run a command on a host and give what it printed."""
+        return run(*self.command(host, *command))
 
     def counters(self, host: str) -> dict[str, int]:
         """Give `rx` and `tx`, the packets that the host's interface has received and sent."""
         link: dict[str, Any] = json.loads(
-            run("ip", "-n", self.namespace(host), "-j", "-s", "link", "show", "eth0")
+            self.run(host, "ip", "-j", "-s", "link", "show", "eth0")
         )[0]
         return {way: int(link["stats64"][way]["packets"]) for way in ("rx", "tx")}
 
     def mac(self, host: str) -> str:
         """Give the hardware address of a host."""
-        link = json.loads(run("ip", "-n", self.namespace(host), "-j", "link", "show", "eth0"))[0]
+        link = json.loads(self.run(host, "ip", "-j", "link", "show", "eth0"))[0]
         return str(link["address"])
 
 

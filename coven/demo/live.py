@@ -194,7 +194,7 @@ def further(report: Report, platform: Platform, pair: Hosts) -> None:
         f"{coven} request {INSTANCE} filter set-mode mode=count",
         f"curl --unix-socket {platform.socket} http://localhost/v1/instances/{INSTANCE}/counters",
         f"curl -H \"Authorization: Bearer $(cat {platform.folder}/state/token)\" {listener}/v1/instances",
-        f"ip netns exec {pair.namespace('client')} ping {ADDRESSES['server'][0]}",
+        f"nsenter --net=/run/netns/{pair.namespace('client')} ping {ADDRESSES['server'][0]}",
         f"tail {platform.folder}/agent.log",
     ):
         report.line(f"  {command}")

@@ -18,7 +18,7 @@ def pin_neighbours(appliance: Appliance) -> None:
         (appliance.client, appliance.server, SERVER[0]),
         (appliance.server, appliance.client, CLIENT[0]),
     ):
-        mac = other.run("cat", "/sys/class/net/eth0/address").stdout.strip()
+        mac = other.mac("eth0")
         host.ip("neigh", "replace", address, "lladdr", mac, "dev", "eth0", "nud", "permanent")
 
 

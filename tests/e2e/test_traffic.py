@@ -184,7 +184,7 @@ def test_ping_answers_in_one_and_two_vlan_tags(appliance: Appliance, family: int
 @FAMILIES
 def test_neighbours_are_found(appliance: Appliance, family: int) -> None:
     """ARP and IPv6 neighbour discovery pass the function: the client learns the server's own hardware address."""
-    mac = json.loads(appliance.server.ip("-j", "link", "show", "eth0").stdout)[0]["address"]
+    mac = appliance.server.mac("eth0")
     appliance.client.ip("neigh", "flush", "dev", "eth0")
     appliance.client.run("ping", "-q", "-c", "1", SERVER[family])
     neighbours = json.loads(appliance.client.ip("-j", "neigh", "show", "dev", "eth0").stdout)
@@ -229,7 +229,7 @@ def test_jumbo_request_beyond_the_mtu_is_refused_by_the_sender_not_lost(applianc
 def test_frames_of_unknown_kinds_pass_unchanged(appliance: Appliance) -> None:
     """Runts, unknown EtherTypes, stacked tags, broken IP headers: forwarded as they are."""
     source, target = (
-        bytes.fromhex(json.loads(host.ip("-j", "link", "show", "eth0").stdout)[0]["address"].replace(":", ""))
+        bytes.fromhex(host.mac("eth0").replace(":", ""))
         for host in (appliance.client, appliance.server)
     )
     head = target + source

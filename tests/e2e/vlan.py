@@ -51,7 +51,7 @@ class Relay:
         self._line.setsockopt(_SOL_PACKET, _AUXDATA, 1)
         self._line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_000_000)
         self._line.bind((link, _ETH_P_ALL))
-        mac = host.run("cat", f"/sys/class/net/{link}/address").stdout.strip()
+        mac = host.mac(link)
         host.ip("link", "set", name, "address", mac, "mtu", "1500")
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

@@ -49,9 +49,14 @@ def unavailable() -> str | None:
     return None
 
 
+def inside(namespace: str) -> list[str]:
+    """Give the words that run a command in a namespace. `ip netns exec` would also mount, which a chroot cannot."""
+    return ["nsenter", f"--net=/run/netns/{namespace}"]
+
+
 def ip(*arguments: str, namespace: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run `ip`, inside a namespace if one is named; a failure shows what ip said."""
-    command = ["ip", *(["-n", namespace] if namespace else []), *arguments]
+    command = [*(inside(namespace) if namespace else []), "ip", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if check and done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
@@ -90,7 +95,7 @@ class Host:
 
     def command(self, *command: str) -> list[str]:
         """Give the command line that runs a command here."""
-        return ["ip", "netns", "exec", self.namespace, *command]
+        return [*inside(self.namespace), *command]
 
     def run(
         self, *command: str, check: bool = True, timeout: float = 30, text: str | None = None
@@ -121,6 +126,10 @@ class Host:
             finally:
                 if libc.setns(before.fileno(), _CLONE_NEWNET) != 0:
                     raise OSError(ctypes.get_errno(), "setns back")
+
+    def mac(self, interface: str) -> str:
+        """Give the hardware address of an interface."""
+        return str(json.loads(self.ip("-j", "link", "show", interface).stdout)[0]["address"])
 
     def counters(self, interface: str) -> dict[str, int]:
         """Give rx and tx packets, bytes and drops of an interface as `rx_packets`, `tx_bytes`, ..."""
