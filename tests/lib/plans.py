@@ -39,6 +39,13 @@ def gen_port(name: str, packets: int = 0, **options: Any) -> dict[str, Any]:
     return {"name": name, "tool": "gen", "interface": None, "options": more, "mtu": 0}
 
 
+def pcap_port(name: str, source: Path | None = None, target: Path | None = None, **options: Any) -> dict[str, Any]:
+    """A port that reads one capture file and writes another."""
+    flags = {"paced": False, "nanosecond": False, "loop": False, "skip_cut": False}
+    files = {"in": str(source) if source else None, "out": str(target) if target else None}
+    return {"name": name, "tool": "pcap", "interface": None, "options": {**files, **flags, **options}, "mtu": 0}
+
+
 def afpacket_port(name: str, interface: str) -> dict[str, Any]:
     """A port on an interface."""
     return {"name": name, "tool": "afpacket", "interface": interface, "options": {}, "mtu": 1500}

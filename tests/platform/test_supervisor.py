@@ -243,8 +243,7 @@ def test_capture_files_outside_the_named_folders_are_refused(tmp_path: Path) -> 
     (tmp_path / "allowed").mkdir()
     with PlatformUnderTest(tmp_path, files=(tmp_path / "allowed",)) as platform:
         plan = c_chain(platform)
-        options = {"in": None, "out": "/etc/coven-test.pcap", "paced": False, "nanosecond": False, "loop": False}
-        plan["ports"][1] |= {"tool": "pcap", "options": options}
+        plan["ports"][1] |= plans.pcap_port("wan", target=Path("/etc/coven-test.pcap"))
         error = failed_deploy(platform, plan)["error"]
         assert (error["code"], "--files" in error["hint"]) == ("port.bad-file", True)
         assert not Path("/etc/coven-test.pcap").exists()
