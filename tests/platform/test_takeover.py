@@ -29,7 +29,7 @@ VERBS = {
     "restart": ("deploy", "started", "started"),
     "terminate": ("deploy", "started", None),
 }
-STRIDE = 11  # of the short run; odd, so that before and after effects take turns
+STRIDE = 17  # of the short run; odd, so that before and after effects take turns
 
 
 @pytest.fixture
