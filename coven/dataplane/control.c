@@ -116,8 +116,12 @@ static int become_ready(struct coven_worker *worker, struct request *request, ch
     const struct coven_recovery *found = &worker->recovery;
     int error = worker->ready ? -EALREADY : coven_worker_ready(worker, why, why_bytes);
 
-    if (error)
+    if (error) {
+        /* half prepared: better a new process than a second try */
+        if (!worker->ready && worker->exit_status == 0)
+            worker->exit_status = 1;
         return error;
+    }
     request->answer.arg[0] = found->found;
     request->answer.arg[1] = found->worker_crash;
     request->answer.arg[2] = found->component_crash;
@@ -290,7 +294,6 @@ static void answer(struct coven_worker *worker, struct request *request)
         memcpy(answer_payload, why, request->answer_bytes);
     }
     send_answer(worker, &request->answer, request->answer_bytes);
-    /* a segment that does not fit will not fit later: exit status 3 */
     if (result < 0 && worker->exit_status != 0)
         worker->leaving = true;
 }

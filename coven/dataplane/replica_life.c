@@ -127,6 +127,7 @@ static uint64_t take_staged(struct coven_worker *worker, struct coven_replica_li
         struct coven_meta entry = link->out.meta[slot];
         uint32_t named = entry.handle, handle;
 
+        __asm__ volatile("" ::: "memory"); /* judge the copies, never the shared entry again */
         if (ext.staged_position != position)
             break;
         if (ext.staged_commit == 0 || entry.kind != COVEN_ENTRY_PACKET)

@@ -282,6 +282,7 @@ class Rig:
         self._peer: socket.socket | None = None
         self._seq = 0
         self.log = folder / "worker.log"
+        self.withheld: set[int] = set()  # ports the worker is not given
 
     # ---- memory ----
 
@@ -326,7 +327,8 @@ class Rig:
         for image in (self.layout.plan, self.layout.pool, self.layout.ledger, self.layout.stats, *self.layout.states):
             self.request(lib.COVEN_CONTROL_SEGMENT, image.index, (image.kind,), fds=(self.segments[image.name].fd,))
         for index, opened in enumerate(self.ports):
-            self.request(lib.COVEN_CONTROL_PORT, index, fds=opened.fds)
+            if index not in self.withheld:
+                self.request(lib.COVEN_CONTROL_PORT, index, fds=opened.fds)
         for index, row in enumerate(self.plan["components"]):
             if row["isolation"] == "fused" and row["framework"] == "c":
                 self.send_code(index, row)

@@ -118,6 +118,26 @@ def test_packets_grow(isolation: str, tmp_path: Path, bin_dir: Path) -> None:
             assert data[4:104] == b"\xee" * 100
 
 
+def test_an_egress_port_that_is_not_there(tmp_path: Path, bin_dir: Path) -> None:
+    with Rig(chain_plan([gen("in", N), gen("out")], [c_component("nothing", NULL)]), tmp_path, bin_dir=bin_dir) as rig:
+        rig.withheld.add(1)
+        rig.start()
+        end = rig.wait(lambda s: s.rx == N and s.held == 0)
+        assert end.drops == {("port out", "port-down"): N}
+        rig.request(lib.COVEN_CONTROL_PORT, 1, fds=rig.ports[1].fds)
+
+
+def test_code_that_is_none(tmp_path: Path) -> None:
+    """READY says why, and the worker ends."""
+    plan = chain_plan([gen("in"), gen("out")], [c_component("broken", NULL)])
+    with Rig(plan, tmp_path) as rig:
+        rig.send_code = lambda index, row: rig.request(  # type: ignore[method-assign]
+            lib.COVEN_CONTROL_CODE, index, payload=b"1\tstart\t\n", fds=(rig.segments["pool"].fd,)) and None
+        with pytest.raises(AssertionError, match="names no component"):
+            rig.start()
+        assert rig.wait_worker_death() == 1
+
+
 def test_larger_than_the_egress_port_takes(tmp_path: Path, bin_dir: Path) -> None:
     tagged = frame(0)[:12] + b"\x81\x00\x00\x05\x88\xb5" + bytes(500)
     twice = frame(0)[:12] + b"\x88\xa8\x00\x05\x81\x00\x00\x05\x88\xb5" + bytes(500)
