@@ -26,20 +26,20 @@ def test_the_burst_is_counted_as_uncertain(point: str, outside: int, tmp_path: P
     name = f"cv{os.getpid() % 10**6}"
     tap: dict[str, Any] = {"name": "out", "tool": "tap", "interface": name, "options": {}, "mtu": 1500}
     plan = chain_plan([gen("in", N), tap], [])
-    with Rig(plan, tmp_path, bin_dir=builds.executables(*builds.FAULTS), env={"COVEN_FAULT": f"{point}:3"}) as rig:
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as sink:
-            sink.bind((name, 3))
-            with contextlib.suppress(WorkerDied):
-                rig.start()
-            assert rig.wait_worker_death() == -9
-            assert received(sink) == outside
-            answer = rig.restart_worker()
-            assert answer.args[3] == 32
-            end = rig.wait(lambda s: s.tx == N - 32)
-            # the host may have sent something into the tap by itself: that comes in where no path begins
-            assert set(end.drops) <= {("port out", "tx-uncertain"), ("port out", "no-path")}
-            assert end.drop("tx-uncertain") == 32
-            assert received(sink) == N - 96
+    rig_of = Rig(plan, tmp_path, bin_dir=builds.executables(*builds.FAULTS), env={"COVEN_FAULT": f"{point}:3"})
+    with rig_of as rig, socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as sink:
+        sink.bind((name, 3))
+        with contextlib.suppress(WorkerDied):
+            rig.start()
+        assert rig.wait_worker_death() == -9
+        assert received(sink) == outside
+        answer = rig.restart_worker()
+        assert answer.args[3] == 32
+        end = rig.wait(lambda s: s.tx == N - 32)
+        # the host may have sent something into the tap by itself: that comes in where no path begins
+        assert set(end.drops) <= {("port out", "tx-uncertain"), ("port out", "no-path")}
+        assert end.drop("tx-uncertain") == 32
+        assert received(sink) == N - 96
 
 
 def received(sink: socket.socket) -> int:
