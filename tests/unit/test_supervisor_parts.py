@@ -258,3 +258,21 @@ def test_two_run_directories_are_two_platforms() -> None:
 
     assert name("/run/a") != name("/run/b")
     assert name("/run/a") == name("/run/a")
+
+
+# ---- constants --------------------------------------------------------------------------------------------
+
+
+def test_numbers_written_here_are_those_of_the_headers() -> None:
+    from coven.dataplane.core import ffi, lib
+    from coven.supervisor import component, control, instance, requests
+
+    assert requests.ABI_VERSION == lib.COVEN_ABI_VERSION
+    for name in ("DOORBELL", "AGENT", "REPLICA", "STATE", "WORKER", "POOL"):
+        assert getattr(component, f"FD_{name}") == getattr(lib, f"COVEN_FD_{name}")
+    for name in ("PLAN", "POOL", "REPLICA", "STATE", "LEDGER", "STATS"):
+        assert getattr(instance, name) == getattr(lib, f"COVEN_SEGMENT_{name}")
+    for name in ("SEGMENT", "PORT", "CODE", "READY", "RUN", "PAUSE", "ATTACH", "DETACH", "SNAPSHOT", "AGENT", "EXIT", "ATTENTION"):  # fmt: skip
+        assert getattr(control, name) == getattr(lib, f"COVEN_CONTROL_{name}")
+    assert control.REPLY == lib.COVEN_CONTROL_REPLY
+    assert ffi.sizeof(ffi.new("struct coven_replica *").last_words) == component.LAST_WORDS_BYTES
