@@ -124,10 +124,11 @@ class PlatformUnderTest:
         environment: Mapping[str, str] | None = None,
         arguments: tuple[str, ...] = (),
         program: tuple[str, ...] = ("-m", "coven.supervisor"),
+        user: int | None = None,
     ) -> None:
         """folder: to work in. files: folders for capture files, by default `folder`. host: of tests.lib.net.
 
-        program: of the supervisor, for Python. environment: added to ours.
+        program: of the supervisor, for Python. environment: added to ours. user: to run as, who owns `folder`.
         """
         self.folder = folder
         self.state_dir, self.run_dir = folder / "state", folder / "run"
@@ -135,6 +136,7 @@ class PlatformUnderTest:
         self.host = host
         self.bin_dir = bin_dir or BIN
         self.keeper: subprocess.Popen[bytes] | None = None
+        self._user = user
         self._environment = {**os.environ, **(environment or {})}
         options = ["--state-dir", str(self.state_dir), "--run-dir", str(self.run_dir), "--bin-dir", str(self.bin_dir)]
         options += [] if agent else ["--no-agent"]
@@ -164,7 +166,14 @@ class PlatformUnderTest:
         command = self.host.command(*self.command) if self.host is not None else self.command
         with self.log_path.open("ab") as log:
             self.keeper = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                user=self._user,
+                group=self._user,
+                extra_groups=None if self._user is None else [],
             )
         self.wait_supervisor()
 

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -466,6 +467,35 @@ def test_operations_are_remembered_by_the_successor(platform: PlatformUnderTest)
     after = platform.request("operation", operation=name)
     assert {k: after[k] for k in ("verb", "state", "error")} == {k: before[k] for k in ("verb", "state", "error")}
     assert [step["name"] for step in after["steps"]] == [step["name"] for step in before["steps"]]
+
+
+# ---- without privileges ----------------------------------------------------------------------------------
+
+
+@needs_root
+def test_without_root_everything_runs_under_one_user_and_says_what_is_missing() -> None:
+    user = 65534
+    if not all(parent.stat().st_mode & 0o001 for parent in BIN.parents):
+        pytest.skip("coven lies where other users cannot go")
+    with tempfile.TemporaryDirectory() as name:
+        os.chown(name, user, user)
+        with PlatformUnderTest(Path(name), user=user) as platform:
+            hello = platform.request("hello")
+            assert not hello["privileged"]
+            assert [text for text in hello["degraded"] if "cgroup" in text]
+            platform.deploy(c_chain(platform))
+            wait_tx(platform, 10)
+            assert platform.replica("fw-1", "one")["uid"] is None
+            for pid in (*pids(platform), platform.supervisor_pid):
+                assert Path(f"/proc/{pid}").stat().st_uid == user
+            component = platform.replica("fw-1", "one")["pid"]
+            platform.kill(component)
+            platform.wait_ready("fw-1", "one", other_than=component)
+            old = platform.supervisor_pid
+            platform.kill(old)
+            platform.wait_supervisor(other_than=old)
+            assert wait_tx(platform, accounting(platform)["tx"] + 10)["balanced"]
+        assert platform.leftovers() == []
 
 
 # ---- leftovers ------------------------------------------------------------------------------------------
