@@ -11,7 +11,6 @@ import contextlib
 import errno
 import logging
 import os
-import select
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,22 +188,3 @@ def sweep(hierarchies: Hierarchies, keep: set[str]) -> list[tuple[Path, ...]]:
                 if folder.is_dir() and folder.name not in keep:
                     found.setdefault(folder.name, []).append(folder)
     return [tuple(folders) for folders in found.values()]
-
-
-def kill_blocking(folders: tuple[Path, ...]) -> None:
-    """Like `kill_all`, before there is a loop."""
-    for _ in range(200):
-        pids = processes(folders)
-        if not pids:
-            return
-        poller = select.poll()
-        fds: list[int] = []
-        for pid in pids:
-            with contextlib.suppress(OSError):
-                fd = os.pidfd_open(pid)
-                fds.append(fd)
-                poller.register(fd, select.POLLIN)
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
-        poller.poll(1000)
-        for fd in fds:
-            os.close(fd)
