@@ -11,7 +11,8 @@ from coven.errors import CovenError, Where
 from coven.forwarder.instance_plan import PORT_TOOLS
 from coven.suggest import near_miss
 
-INTERFACE_PATTERN = r"^[^\s/:\x00-\x1f]{1,15}$"
+# What the kernel allows, but for `%`, which it would fill in with a number of its own choice, and for bytes beyond ASCII.
+INTERFACE_PATTERN = r"^[!-$&-.0-9;-~]{1,15}$"
 AUTO = "auto"  # the best tool there is for an interface
 INTERFACE_TOOLS = ("afpacket", "tap")
 
@@ -99,5 +100,5 @@ def _interface(port: str, tool: str, rest: dict[str, Any]) -> str | None:
         return None
     if not isinstance(interface, str) or not re.fullmatch(INTERFACE_PATTERN, interface) or interface in (".", ".."):
         raise _fault(port, f"{interface!r} is no name of an interface",
-                     "an interface's name has 1 to 15 characters, as `ip link` shows it")  # fmt: skip
+                     "an interface's name has 1 to 15 characters of ASCII, no blank, `/`, `:` or `%`")  # fmt: skip
     return interface

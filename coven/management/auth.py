@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hmac
+import logging
 import os
 import secrets
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coven.errors import CovenError
+from coven.errors import CovenError, Where
+
+log = logging.getLogger(__name__)
 
 TOKEN_FILE = "token"  # noqa: S105 - the name of the file
+MIN_TOKEN = 20  # characters; an operator may write a token of his own into the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,7 @@ def ensure_token(state_dir: Path, owner: int | None = None) -> tuple[str, bool]:
     """
     path = state_dir / TOKEN_FILE
     try:
-        return path.read_text(encoding="ascii").strip(), False
+        return read_token(path), False
     except FileNotFoundError:
         pass
     token = secrets.token_urlsafe(32)
@@ -46,10 +51,30 @@ def ensure_token(state_dir: Path, owner: int | None = None) -> tuple[str, bool]:
                 os.fchown(file.fileno(), owner, owner)
         os.link(draft, path)
     except FileExistsError:
-        return path.read_text(encoding="ascii").strip(), False
+        return read_token(path), False
     finally:
         draft.unlink(missing_ok=True)
     return token, True
+
+
+def read_token(path: Path) -> str:
+    """Give the token in a file, and shut the file for others. Raises CovenError when it holds none that protects.
+
+    An empty file would let everybody in who sends an empty token.
+    """
+    with path.open("rb") as file:
+        text = file.read(4096).strip()
+        if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
+            log.warning("token=%s could be read by other users; they may know it: remove the file for a new one", path)
+            os.fchmod(file.fileno(), 0o600)
+    if len(text) < MIN_TOKEN or not text.isascii() or not text.decode("ascii").isprintable() or b" " in text:
+        raise CovenError(
+            "auth.wrong",
+            f"{path} holds no token of at least {MIN_TOKEN} printable characters",
+            hint="remove the file: the agent makes a new token at its next start",
+            where=Where(file=str(path)),
+        )
+    return text.decode("ascii")
 
 
 class Authenticator:

@@ -93,7 +93,8 @@ def read_json(environ: Mapping[str, Any], *, required: bool) -> dict[str, Any] |
     if not data and not required:
         return None
     try:
-        document = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
+        document = json.loads(data.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_repetition)
+        json.dumps(document, ensure_ascii=False).encode()  # "\\ud800" alone is no text that can be kept
     except (ValueError, RecursionError) as error:
         raise CovenError("request.malformed", f"the body is not JSON: {error}") from None
     if not isinstance(document, dict):
@@ -103,6 +104,16 @@ def read_json(environ: Mapping[str, Any], *, required: bool) -> dict[str, Any] |
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON (RFC 8259 section 6)")
+
+
+def _no_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a name that is there twice: two readers could see two different requests (RFC 8259 section 4)."""
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice[:100]!r} is there twice in one object")
+    return document
 
 
 def save_archive(environ: Mapping[str, Any], path: Path, limit: int) -> int:

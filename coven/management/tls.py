@@ -55,7 +55,10 @@ def server_context(both: Path) -> ssl.SSLContext:
 def _ends_soon(both: Path) -> bool:
     from cryptography import x509
 
-    end = x509.load_pem_x509_certificate(both.read_bytes()).not_valid_after_utc
+    try:
+        end = x509.load_pem_x509_certificate(both.read_bytes()).not_valid_after_utc
+    except ValueError:
+        return True  # damaged: nobody can be served with it
     return end - datetime.datetime.now(datetime.UTC) < datetime.timedelta(days=RENEW_DAYS)
 
 

@@ -197,11 +197,14 @@ class Platform:
                 if os.fstat(file.fileno()).st_uid != os.geteuid() or path.is_symlink():
                     log.error("manifest=%s is not ours; ignored", path)
                     return None
-                document: dict[str, Any] = json.load(file)
+                document: Any = json.load(file)
         except FileNotFoundError:
             return None
         except ValueError:
             log.error("manifest=%s does not parse; ignored", path)
+            return None
+        if not isinstance(document, dict):
+            log.error("manifest=%s is no object; ignored", path)
             return None
         return document if document.get("version") == 1 else None
 

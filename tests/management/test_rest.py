@@ -67,6 +67,34 @@ def test_nothing_is_told_without_a_token(agent: Agent) -> None:
         assert stranger.call(method, path).status == 401
 
 
+@pytest.mark.parametrize("text", [b"", b"\n", b"short\n", b"x" * 40 + b" y", b"\xff" * 43])
+def test_a_token_file_that_protects_nothing_lets_nobody_in(tmp_path: Path, text: bytes) -> None:
+    """With an empty one, `Authorization: Bearer` would be enough."""
+    agent = Agent(tmp_path, listen=("127.0.0.1:0",))
+    agent.state.mkdir()
+    (agent.state / "token").write_bytes(text)
+    agent.begin()
+    assert agent.process is not None
+    assert agent.process.wait(20) != 0
+    log = agent.log.read_text()
+    assert "holds no token" in log and "remove the file" in log and "Traceback" not in log
+    assert not any(line.startswith("listening") for line in agent.output)
+
+
+def test_a_token_that_others_could_read_is_shut(agent: Agent) -> None:
+    agent.stop()
+    (agent.state / "token").chmod(0o644)
+    agent.start()
+    assert stat.S_IMODE((agent.state / "token").stat().st_mode) == 0o600
+    assert "could be read by other users" in agent.log.read_text()
+
+
+@pytest.mark.parametrize("value", ["", "Bearer", "Bearer ", "Bearer \xff", "Bearer " + "x" * 20000])
+def test_tokens_that_are_none(agent: Agent, value: str) -> None:
+    answer = Rest(address=agent.address()).call("GET", "/v1", headers={"Authorization": value})
+    assert (answer.status, answer.code) == (401, "auth.wrong" if value else "auth.missing")
+
+
 def test_the_token_is_shown_once_and_kept_private(agent: Agent) -> None:
     assert stat.S_IMODE((agent.state / "token").stat().st_mode) == 0o600
     assert len(agent.token) >= 43
@@ -148,6 +176,8 @@ def test_what_is_not_there_is_404(agent: Agent, method: str, path: str, code: st
         (b'{"package": NaN}', "application/json", 400, "request.malformed"),
         (b"[" * 100000, "application/json", 400, "request.malformed"),
         (b"", "application/json", 400, "request.malformed"),
+        (b'{"package": "a", "package": "b", "ports": {}}', "application/json", 400, "request.malformed"),
+        (b'{"package": "\\ud800", "ports": {}}', "application/json", 400, "request.malformed"),
         (b"[]", "application/json", 422, "request.invalid"),
         (b"{}", "application/json", 422, "request.invalid"),
         (b'{"package": 1, "ports": {}}', "application/json", 422, "request.invalid"),

@@ -89,6 +89,14 @@ def test_a_certificate_that_ends_soon_is_made_anew(
     assert first[2] != second[2] == third[2]
 
 
+def test_a_damaged_certificate_is_made_anew(tmp_path: Path) -> None:
+    first = tls.ensure_certificate(tmp_path / "tls", ["192.0.2.1"])
+    first[1].write_bytes(b"\x00" * 100)
+    second = tls.ensure_certificate(tmp_path / "tls", ["192.0.2.1"])
+    assert first[2] != second[2]
+    tls.server_context(second[1])
+
+
 def test_what_is_loopback() -> None:
     assert all(map(tls.is_loopback, ("127.0.0.1", "::1", "localhost", "127.9.9.9")))
     assert not any(map(tls.is_loopback, ("0.0.0.0", "::", "10.0.0.1", "appliance", "")))  # noqa: S104

@@ -129,6 +129,8 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "unknown-tool": ({"bindings": {"lan": {"tool": "pacp"}, "wan": "x"}}, "port.unknown-tool", "did you mean 'pcap'?"),
     "no-interface": ({"bindings": {"lan": {"tool": "tap"}, "wan": "x"}}, "binding.invalid", "no name of an interface"),
     "interface-name": ({"bindings": {"lan": "../x", "wan": "x"}}, "binding.invalid", "no name of an interface"),
+    "interface-pattern": ({"bindings": {"lan": {"tool": "tap", "interface": "t%d"}, "wan": "x"}}, "binding.invalid", "no name of an"),
+    "interface-ascii": ({"bindings": {"lan": "\u00e9th0", "wan": "x"}}, "binding.invalid", "no name of an interface"),
     "interface-for-pcap": ({"bindings": {"lan": {"tool": "pcap", "interface": "x"}, "wan": "x"}}, "binding.invalid", "has no interface"),
     "option": ({"bindings": {"lan": {"tool": "pcap", "inn": "/x"}, "wan": "x"}}, "binding.invalid", "did you mean 'in'?"),
     "relative-file": ({"bindings": {"lan": {"tool": "pcap", "in": "x"}, "wan": "x"}}, "binding.invalid", "absolute path"),
