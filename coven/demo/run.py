@@ -39,9 +39,8 @@ def run(args: argparse.Namespace) -> int:
             kept = [record for record in hosts.records() if record.kept]
             for record in kept:
                 live.end(report, record.tag)
-            if not kept:
-                report.line("no demo was left running")
-                return 0
+            still = [record.tag for record in hosts.records() if record.kept]
+            report.claim("no demo is left running", ", ".join(still) or "none", holds=not still)
         else:
             _between_hosts(report, keep=args.keep)
     except CovenError as failure:
