@@ -50,17 +50,28 @@ void coven_fused_stop(struct coven_worker *worker, uint16_t component)
     }
 }
 
-static void fill_packet(struct coven_worker *worker, uint32_t handle, struct coven_packet *pkt)
+/* Show a burst as components see it. What is the same for all packets is loaded once: the compiler must otherwise
+ * expect that each store changed it. The verdict is set by the runtime. */
+static void fill_packets(struct coven_worker *worker, uint16_t hop, const uint32_t *handles, uint16_t n,
+                         struct coven_packet *pkts)
 {
-    struct coven_meta *meta = &worker->book.meta[handle];
+    struct coven_meta *metas = worker->book.meta;
+    struct coven_meta_ext *exts = worker->book.ext;
+    uint8_t *pool = worker->pool;
+    size_t buffer_bytes = worker->plan->buffer_bytes;
 
-    meta->verdict = COVEN_FORWARD;
-    meta->output = 0;
-    pkt->data = coven_worker_buffer(worker, handle) + meta->offset;
-    pkt->meta = meta;
-    pkt->ext = &worker->book.ext[handle];
-    pkt->room_front = meta->offset;
-    pkt->room_back = worker->plan->buffer_bytes - meta->offset - meta->length;
+    for (uint16_t i = 0; i < n; i++) {
+        struct coven_meta *meta = &metas[handles[i]];
+
+        meta->hop = hop;
+        pkts[i] = (struct coven_packet){
+            .data = pool + handles[i] * buffer_bytes + meta->offset,
+            .meta = meta,
+            .ext = &exts[handles[i]],
+            .room_front = meta->offset,
+            .room_back = (uint32_t)buffer_bytes - meta->offset - meta->length,
+        };
+    }
 }
 
 static void leave_breadcrumb(struct coven_worker *worker, uint16_t component, const uint32_t *handles, uint16_t n)
@@ -95,19 +106,23 @@ static void hold(struct coven_worker *worker, uint16_t component, const struct c
     coven_book_own(&worker->book, handle, coven_owner(COVEN_OWNER_FUSED, component, 0, 0));
 }
 
-/* Carry a verdict out. A fused component is trusted not to write elsewhere, but not to be free of mistakes.
- * Returns whether the packet goes on; the caller counts those, once for a burst. */
+/* A fused component is trusted not to write elsewhere, but not to be free of mistakes. */
+static inline bool is_whole(const struct coven_meta *meta, uint32_t buffer_bytes)
+{
+    return meta->length != 0 && (uint32_t)meta->offset + meta->length <= buffer_bytes;
+}
+
+/* Carry a verdict out. Returns whether the packet goes on; the caller counts those, once for a burst. */
 static bool follow_verdict(struct coven_worker *worker, uint16_t hop, const struct coven_packet *pkt,
                            uint32_t handle, uint8_t verdict, uint8_t output)
 {
     const struct coven_plan_hop *place = &worker->plan->hops[hop];
     const struct coven_plan_component *plan = &worker->plan->components[place->component];
-    const struct coven_meta *meta = &worker->book.meta[handle];
     uint32_t scope = COVEN_SCOPE_COMPONENT(place->component);
     struct coven_book *book = &worker->book;
 
-    if ((uint32_t)meta->offset + meta->length > worker->plan->buffer_bytes || meta->length == 0 ||
-        verdict > COVEN_CONSUME || (verdict == COVEN_FORWARD && output >= plan->outputs)) {
+    if (!is_whole(&book->meta[handle], worker->plan->buffer_bytes) || verdict > COVEN_CONSUME ||
+        (verdict == COVEN_FORWARD && output >= plan->outputs)) {
         coven_book_room(book, 1, 2, 0);
         coven_book_count(book, COVEN_CELL_COMPONENT(place->component, COVEN_COMPONENT_VIOLATIONS), 1);
         coven_book_drop(book, handle, scope, COVEN_DROP_COMPONENT_VIOLATION);
@@ -134,20 +149,42 @@ static void count_out(struct coven_worker *worker, uint16_t component, uint32_t 
     coven_book_count(&worker->book, COVEN_CELL_COMPONENT(component, COVEN_COMPONENT_OUT_PKTS), n);
 }
 
+/* Carry the verdicts of a burst out: straight on for what nearly all packets are, whole and forwarded. Returns how
+ * many go on. */
+static uint32_t follow_verdicts(struct coven_worker *worker, uint16_t hop, const struct coven_packet *pkts,
+                                const uint32_t *handles, uint16_t n)
+{
+    const struct coven_plan_hop *place = &worker->plan->hops[hop];
+    const struct coven_meta *metas = worker->book.meta;
+    uint32_t buffer_bytes = worker->plan->buffer_bytes;
+    uint32_t outputs = worker->plan->components[place->component].outputs;
+    uint32_t scope = COVEN_SCOPE_COMPONENT(place->component), out = 0;
+
+    for (uint16_t i = 0; i < n; i++) {
+        const struct coven_meta *meta = &metas[handles[i]];
+
+        if (meta->verdict == COVEN_FORWARD && meta->output < outputs && is_whole(meta, buffer_bytes)) {
+            coven_graph_put(worker, handles[i], &place->next[meta->output], scope);
+            out++;
+        } else {
+            out += follow_verdict(worker, hop, &pkts[i], handles[i], meta->verdict, meta->output);
+        }
+    }
+    return out;
+}
+
 void coven_fused_process(struct coven_worker *worker, uint16_t hop, const uint32_t *handles, uint16_t n)
 {
     uint16_t component = worker->plan->hops[hop].component;
     struct coven_fused *fused = &worker->component[component].fused;
     struct coven_packet pkts[COVEN_BURST];
-    uint32_t out = 0;
     uint64_t before;
 
     if (!fused->runtime) {
         coven_graph_component_down(worker, hop, handles, n);
         return;
     }
-    for (uint16_t i = 0; i < n; i++)
-        fill_packet(worker, handles[i], &pkts[i]);
+    fill_packets(worker, hop, handles, n, pkts);
     leave_breadcrumb(worker, component, handles, n);
     before = cycles();
     coven_runtime_process(fused->runtime, pkts, n);
@@ -155,12 +192,7 @@ void coven_fused_process(struct coven_worker *worker, uint16_t hop, const uint32
     coven_book_room(&worker->book, 0, 2, 0);
     coven_book_count(&worker->book, COVEN_CELL_COMPONENT(component, COVEN_COMPONENT_CYCLES), cycles() - before);
     coven_book_count(&worker->book, COVEN_CELL_COMPONENT(component, COVEN_COMPONENT_IN_PKTS), n);
-    for (uint16_t i = 0; i < n; i++) {
-        const struct coven_meta *meta = &worker->book.meta[handles[i]];
-
-        out += follow_verdict(worker, hop, &pkts[i], handles[i], meta->verdict, meta->output);
-    }
-    count_out(worker, component, out);
+    count_out(worker, component, follow_verdicts(worker, hop, pkts, handles, n));
 }
 
 /* ---- held packets ------------------------------------------------------------------------------ */

