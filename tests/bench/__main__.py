@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from tests.bench import appliance, hop, memory, report, wire
@@ -21,6 +22,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="rounds of each measurement (default 5)")
     parser.add_argument("--part", action="append", choices=PARTS, help="measure only this part; may be repeated")
     parser.add_argument("--only", default="", metavar="TEXT", help="only chains whose name contains this text")
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench.json", help="where all figures go")
     parser.add_argument("--keep-page", action="store_true", help="do not write docs/benchmarks.md")
     return parser.parse_args()
 
@@ -65,9 +67,9 @@ def main() -> int:
     begin = time.monotonic()
     results |= _measure(parts, options.repeats, options.only)
     results["seconds"] = time.monotonic() - begin
-    (ROOT / "build").mkdir(exist_ok=True)
-    (ROOT / "build" / "bench.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(f"\n{report.tables(results)}\nin {results['seconds']:.0f} s; all figures: build/bench.json")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{report.tables(results)}\nin {results['seconds']:.0f} s; all figures: {options.output}")
     if set(parts) <= set(results) and set(parts) == set(PARTS) and not options.only and not options.keep_page:
         report.write_page(results)
         print("written into docs/benchmarks.md")

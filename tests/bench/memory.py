@@ -37,6 +37,11 @@ def python(entry: str, isolation: str) -> dict[str, Any]:
             "ring_size": 1024, "copy_buffers": 1024}  # fmt: skip
 
 
+def firewall() -> dict[str, Any]:
+    """Give the firewall of this folder, fused."""
+    return {"name": "firewall", "framework": "c", "source": str(HERE), "entry": "firewall.c", "isolation": "fused"}
+
+
 def chain(name: str, isolation: str, length: int) -> list[dict[str, Any]]:
     """Give the same component several times in a row."""
     return [component(EXAMPLES / name, f"{name}-{i}", isolation) for i in range(length)]
@@ -46,6 +51,7 @@ SCENARIOS: dict[str, tuple[Sequence[dict[str, Any]], int]] = {
     "gen to gen, no component": ([], 1),
     **{f"fused C: null x {n}": (chain("null", "fused", n), 1) for n in (1, 2, 4, 8)},
     "fused C: filter": (chain("filter", "fused", 1), 1),
+    "fused C: firewall, 8 rules": ([firewall()], 1),
     "fused C: counter, 1000 flows": (chain("counter", "fused", 1), 1000),
     "isolated C: null, shared": (chain("null", "shared", 1), 1),
     "isolated C: null, copy": (chain("null", "copy", 1), 1),
