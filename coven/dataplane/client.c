@@ -514,13 +514,13 @@ static int sleep_until(struct coven_client *client, int timeout_ms)
     struct pollfd fds[2] = {{.fd = client->doorbell_fd, .events = POLLIN},
                             {.fd = client->agent_fd, .events = POLLIN}};
     int woke = 0;
-    uint64_t rings;
+    uint64_t rings[64];
 
     if (poll(fds, 2, timeout_ms) < 0)
         return errno == EINTR ? 0 : -errno;
     if (fds[0].revents & (POLLERR | POLLNVAL))
         return -EBADF;
-    if (fds[0].revents && read(client->doorbell_fd, &rings, sizeof(rings)) < 0 && errno != EAGAIN)
+    if (fds[0].revents && read(client->doorbell_fd, rings, sizeof(rings)) < 0 && errno != EAGAIN)
         return -errno;
     if (fds[1].revents)
         woke |= COVEN_WOKE_AGENT;

@@ -46,7 +46,7 @@ void coven_ring_publish(struct coven_ring_side *side, uint32_t tail)
      * full fence on both sides makes sure that one of the two sees the other. */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     if (__atomic_load_n(&side->ring->sleeping, __ATOMIC_RELAXED) != 0 && side->doorbell >= 0) {
-        /* EAGAIN means that the doorbell has been rung 2^64 - 2 times unheard: it is set anyway */
+        /* EAGAIN means that the doorbell was rung often and never heard: it is set anyway */
         ssize_t rung = write(side->doorbell, &one, sizeof(one));
         (void)rung;
     }
@@ -128,8 +128,8 @@ void coven_ring_awake(struct coven_ring_side *side)
 
 void coven_doorbell_clear(int doorbell)
 {
-    uint64_t rings;
-    ssize_t got = read(doorbell, &rings, sizeof(rings)); /* EAGAIN: somebody else emptied it */
+    uint64_t rings[64]; /* of a pipe there may be many to read, of an eventfd their sum */
+    ssize_t got = read(doorbell, rings, sizeof(rings)); /* EAGAIN: somebody else emptied it */
 
     (void)got;
 }

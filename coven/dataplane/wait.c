@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "worker.h"
 
@@ -110,6 +111,7 @@ static void announce_awake(struct coven_worker *worker)
 struct sleeper {
     struct pollfd fds[1 + COVEN_MAX_PORTS + COVEN_MAX_REPLICAS];
     uint16_t port[COVEN_MAX_PORTS]; /* behind fds[1 + i] */
+    uint16_t replica[COVEN_MAX_REPLICAS]; /* behind fds[1 + n_ports + i] */
     nfds_t n, n_ports;
 };
 
@@ -145,10 +147,20 @@ static uint64_t collect_fds(struct coven_worker *worker, struct sleeper *s)
         s->port[s->n_ports++] = p;
         add_fd(s, fd);
     }
-    for (uint32_t r = 0; worker->running && r < worker->plan->n_replicas; r++)
-        if (worker->replica[r].attached)
-            add_fd(s, worker->replica[r].out.doorbell);
+    for (uint16_t r = 0; worker->running && r < worker->plan->n_replicas; r++) {
+        if (!worker->replica[r].attached)
+            continue;
+        s->replica[s->n - 1 - s->n_ports] = r;
+        add_fd(s, worker->replica[r].out.doorbell);
+    }
     return due;
+}
+
+/* Nobody has the other end any more, so nobody will ring; it would be readable for ever. */
+static void silence(struct coven_replica_link *link)
+{
+    close(link->out.doorbell);
+    link->out.doorbell = -1;
 }
 
 static void after_sleep(struct coven_worker *worker, const struct sleeper *s)
@@ -160,9 +172,12 @@ static void after_sleep(struct coven_worker *worker, const struct sleeper *s)
         if ((events & (POLLERR | POLLHUP | POLLNVAL)) != 0 && (events & POLLIN) == 0)
             worker->port[s->port[i]].muted_ns = worker->now_ns + MUTE_NS;
     }
-    for (nfds_t i = 1 + s->n_ports; i < s->n; i++)
+    for (nfds_t i = 1 + s->n_ports; i < s->n; i++) {
         if ((s->fds[i].revents & POLLIN) != 0)
             coven_doorbell_clear(s->fds[i].fd);
+        else if (s->fds[i].revents != 0)
+            silence(&worker->replica[s->replica[i - 1 - s->n_ports]]);
+    }
     if (s->fds[0].revents != 0)
         coven_control_poll(worker);
 }

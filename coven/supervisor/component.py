@@ -243,12 +243,12 @@ class Replica:
         await self._clear()
         folders = cgroup.create(context.cgroups, self.group, self.plan.limits)
         self.log.clear()
-        theirs, log_end = self._make_descriptors()
+        ends = self._make_descriptors()
         try:
-            pid = self._spawn(theirs, log_end, tuple(map(str, folders)))
+            pid = self._spawn(ends, tuple(map(str, folders)))
         finally:
-            os.close(theirs)
-            os.close(log_end)
+            for fd in ends.values():
+                os.close(fd)
         self.process = Process.spawned(pid, context.keeper, self._died)
         context.save()
         await self._await_ready()
@@ -258,33 +258,35 @@ class Replica:
         await self._home.attach(self)
         self._home.changed()
 
-    def _make_descriptors(self) -> tuple[int, int]:
-        """Make what this start needs; give the process's ends of agent socket and log."""
+    def _make_descriptors(self) -> dict[int, int]:
+        """Make what this start needs; give the process's ends by the numbers they will have there."""
         uid = self.uid if self.uid is not None else os.geteuid()
         segment = memory.make(self._home.segment(self.number), uid)
-        doorbells = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
-        # The component blocks on reading its own; a blocking one and poll() suit every language.
-        os.set_blocking(doorbells[0], True)
+        # Pipes, not eventfds: of those both sides would share the flags, and a component could make the worker wait.
+        bell_read, bell_ring = os.pipe()
+        worker_read, worker_ring = os.pipe()
+        os.set_blocking(bell_ring, False)
+        os.set_blocking(worker_read, False)
+        os.set_blocking(worker_ring, False)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         log_read, log_write = os.pipe()
-        fds = (segment, *doorbells, ours.detach(), log_read)
+        fds = (segment, bell_ring, worker_read, ours.detach(), log_read)
         self._context.keeper.put(self.fds_name, fds)
         self._listen(fds)
-        return theirs.detach(), log_write
+        return {FD_DOORBELL: bell_read, 1: log_write, FD_AGENT: theirs.detach(), FD_WORKER: worker_ring}
 
     def _listen(self, fds: tuple[int, ...]) -> None:
         self._agent_socket = socket.socket(fileno=os.dup(fds[3]))
         self._agent = AsyncAgentClient(self._agent_socket, self.part)
         self.log.follow(fds[4])
 
-    def _spawn(self, agent: int, log_end: int, cgroups: tuple[str, ...]) -> int:
+    def _spawn(self, ends: dict[int, int], cgroups: tuple[str, ...]) -> int:
         context, program, plan = self._context, self.program, self.plan
         if program is None:
             raise CovenError("platform.internal", f"{self.part} was not built")
-        segment, doorbell, to_worker = self.attach_fds()
+        segment = self.attach_fds()[0]
         (state,) = context.keeper.get(f"{self._home.instance}/state.{self.index}")
-        fds = {FD_DOORBELL: doorbell, 1: log_end, 2: log_end, FD_AGENT: agent, FD_REPLICA: segment, FD_STATE: state}
-        fds[FD_WORKER] = to_worker
+        fds = {**ends, 2: ends[1], FD_REPLICA: segment, FD_STATE: state}
         if plan.isolation == "shared":
             (fds[FD_POOL],) = context.keeper.get(f"{self._home.instance}/pool")
         privileged = context.settings.privileged
@@ -422,6 +424,7 @@ class Replica:
 
     async def _after_death(self) -> None:
         self._home.changed()
+        await cgroup.kill_all(self.folders)  # its children must not write any more to what is swept and given to others
         await self._home.detach(self)
         await self._back_off_or_park()
 

@@ -35,6 +35,7 @@
 #define COVEN_MAX_OUTPUTS 8u     /* outputs of one component */
 #define COVEN_MAX_METRICS 64u    /* metric cells of one replica */
 #define COVEN_MAX_REASONS 64u
+#define COVEN_POOL_DATA_OFFSET 4096u /* of buffer 0 in the pool */
 #define COVEN_NAME_BYTES 32u     /* NUL included: ^[a-z][a-z0-9-]{0,30}$ */
 #define COVEN_USER_WORDS 4u
 #define COVEN_NO_HANDLE 0xffffffffu
@@ -138,7 +139,7 @@ struct coven_pool {
     uint32_t n_buffers;
     uint32_t buffer_bytes;  /* power of two, 2048 and more */
     uint32_t headroom;      /* offset of a received packet */
-    uint32_t data_offset;   /* of buffer 0 in the segment, page aligned */
+    uint32_t data_offset;   /* COVEN_POOL_DATA_OFFSET */
     uint8_t reserved[48];
 };
 
@@ -381,12 +382,12 @@ _Static_assert(sizeof(struct coven_plan_path) == 64, "plan path");
 _Static_assert(sizeof(struct coven_stats) == 192, "stats");
 
 /* ---- launch contract: descriptors of a component process ---------------------------------------- */
-#define COVEN_FD_DOORBELL 0  /* eventfd: read when the in-ring is empty; fd 0 so that every language can */
+#define COVEN_FD_DOORBELL 0  /* read and thrown away when the in-ring is empty; fd 0 so that every language can */
 /* 1 and 2: standard output and error, read by the supervisor as the component's log */
 #define COVEN_FD_AGENT 3     /* SOCK_SEQPACKET: Extended Agent protocol, see docs/extended_agent.md */
 #define COVEN_FD_REPLICA 4
 #define COVEN_FD_STATE 5
-#define COVEN_FD_WORKER 6    /* eventfd: written when the worker sleeps on the out-ring */
+#define COVEN_FD_WORKER 6    /* 8 bytes are written to it when the worker sleeps on the out-ring */
 #define COVEN_FD_POOL 7      /* `shared` only */
 
 #endif
