@@ -69,6 +69,8 @@ static int take_segment(struct coven_worker *worker, struct request *request, ch
         return -EINVAL;
     }
     coven_segment_unmap(target);
+    if (kind == COVEN_SEGMENT_POOL || kind == COVEN_SEGMENT_STATE)
+        return coven_segment_map_unread(target, request->fds[0], (uint32_t)kind, min_bytes, true, why, why_bytes);
     return coven_segment_map(target, request->fds[0], (uint32_t)kind, min_bytes, kind != COVEN_SEGMENT_PLAN, why,
                              why_bytes);
 }

@@ -89,7 +89,7 @@ int coven_replica_attach(struct coven_worker *worker, uint32_t number, const int
     link = &worker->replica[number];
     known = &worker->book.ledger->replica[number];
     geometry_of(worker->plan, link->plan, &g);
-    error = coven_segment_map(&segment, fds[0], COVEN_SEGMENT_REPLICA, g.bytes, true, why, why_bytes);
+    error = coven_segment_map_unread(&segment, fds[0], COVEN_SEGMENT_REPLICA, g.bytes, true, why, why_bytes);
     if (error)
         return error;
     if (link->attached || (known->segment != 0 && known->segment != segment.identity)) {
@@ -151,6 +151,17 @@ static uint64_t take_staged(struct coven_worker *worker, struct coven_replica_li
     return taken;
 }
 
+/* What its out-ring showed at its end. No more than a ring has: a child that it left behind may still write there. */
+static void take_published(struct coven_worker *worker, struct coven_replica_link *link)
+{
+    uint32_t taken = 0, n;
+
+    do {
+        n = coven_replica_take(worker, link);
+        taken += n;
+    } while (n > 0 && taken < link->out.size);
+}
+
 /* No component will touch these buffers any more: those in quarantine are free, late copies are none. */
 static void end_quarantine(struct coven_worker *worker, struct coven_replica_link *link)
 {
@@ -182,8 +193,7 @@ void coven_replica_sweep(struct coven_worker *worker, uint32_t number, uint32_t 
     if (link->attached) {
         /* nothing new goes in while its packets run on through the graph */
         link->attached = false;
-        while (coven_replica_take(worker, link) > 0)
-            ;
+        take_published(worker, link);
         *staged = take_staged(worker, link);
     }
     while (link->given.first != COVEN_NO_HANDLE) {

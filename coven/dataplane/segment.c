@@ -41,8 +41,8 @@ static int check(const struct coven_segment *segment, uint32_t kind, char *why, 
     return 0;
 }
 
-int coven_segment_map(struct coven_segment *segment, int fd, uint32_t kind, size_t min_bytes, bool writable,
-                      char *why, size_t why_bytes)
+int coven_segment_map_unread(struct coven_segment *segment, int fd, uint32_t kind, size_t min_bytes, bool writable,
+                             char *why, size_t why_bytes)
 {
     struct stat status;
     int seals = fcntl(fd, F_GET_SEALS);
@@ -73,6 +73,16 @@ int coven_segment_map(struct coven_segment *segment, int fd, uint32_t kind, size
         snprintf(why, why_bytes, "%s segment: mmap: %s", kind_name(kind), strerror(-error));
         return error;
     }
+    return 0;
+}
+
+int coven_segment_map(struct coven_segment *segment, int fd, uint32_t kind, size_t min_bytes, bool writable,
+                      char *why, size_t why_bytes)
+{
+    int error = coven_segment_map_unread(segment, fd, kind, min_bytes, writable, why, why_bytes);
+
+    if (error)
+        return error;
     error = check(segment, kind, why, why_bytes);
     if (error)
         coven_segment_unmap(segment);

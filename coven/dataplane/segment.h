@@ -20,6 +20,10 @@ struct coven_segment {
  * Returns 0 or a negative errno with a sentence in `why`. The descriptor stays the caller's. */
 int coven_segment_map(struct coven_segment *segment, int fd, uint32_t kind, size_t min_bytes, bool writable,
                       char *why, size_t why_bytes) __attribute__((warn_unused_result));
+/* The same without a look at the header. For the worker, and what components can write: such a header proves nothing, and what
+ * a component wrote into it must not keep a worker from starting. */
+int coven_segment_map_unread(struct coven_segment *segment, int fd, uint32_t kind, size_t min_bytes, bool writable,
+                             char *why, size_t why_bytes) __attribute__((warn_unused_result));
 void coven_segment_unmap(struct coven_segment *segment);
 
 /* Whether `n` things of `each` bytes at `offset` lie within `bytes`. */

@@ -63,6 +63,32 @@ int coven_state_view_open(struct coven_state_view *view, void *base, uint64_t ma
     return 0;
 }
 
+static uint64_t round_to(uint64_t value, uint64_t to)
+{
+    return (value + to - 1) / to * to;
+}
+
+int coven_state_view_plan(struct coven_state_view *view, void *base, uint64_t mapped, const struct coven_plan *plan,
+                          const struct coven_plan_component *component)
+{
+    memset(view, 0, sizeof(*view));
+    if (component->state_bytes > MAX_STATE_BYTES)
+        return -ERANGE;
+    view->base = base;
+    view->n_replicas = component->n_replicas;
+    view->n_metrics = COVEN_MAX_METRICS;
+    view->version = (uint16_t)component->state_version;
+    view->metrics_offset = round_to(sizeof(struct coven_state), COVEN_CACHE_LINE);
+    view->slots_offset = round_to(
+        view->metrics_offset + (uint64_t)component->n_replicas * COVEN_MAX_METRICS * sizeof(uint64_t), COVEN_CACHE_LINE);
+    if (component->state_bytes > 0) {
+        view->n_slots = plan->n_flows;
+        view->half_bytes = coven_state_half_bytes(component->state_bytes);
+        view->slot_bytes = coven_state_slot_bytes(component->state_bytes);
+    }
+    return fits(view->slots_offset, view->n_slots, view->slot_bytes, mapped) ? 0 : -ERANGE;
+}
+
 static struct coven_slot *slot_of(const struct coven_state_view *view, uint32_t flow)
 {
     if (flow >= view->n_slots)

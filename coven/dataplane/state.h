@@ -55,6 +55,9 @@ uint32_t coven_state_half_bytes(uint32_t state_bytes);
  * version) or -ERANGE (something would lie outside). */
 int coven_state_view_open(struct coven_state_view *view, void *base, uint64_t mapped)
     __attribute__((warn_unused_result));
+/* The same from the plan, for the worker: what the header says is not looked at. 0 or -ERANGE. */
+int coven_state_view_plan(struct coven_state_view *view, void *base, uint64_t mapped, const struct coven_plan *plan,
+                          const struct coven_plan_component *component) __attribute__((warn_unused_result));
 
 /* ---- data path ---- */
 /* Shadow half of a flow, ready to be changed, or NULL when the number is out of range, the component keeps

@@ -168,7 +168,6 @@ static int check_plan(const struct coven_plan *plan, char *why, size_t why_bytes
 
 static int check_segments(struct coven_worker *worker, char *why, size_t why_bytes)
 {
-    const struct coven_pool *pool = worker->pool_segment.base;
     int error;
 
     if (!worker->plan_segment.base || !worker->pool_segment.base || !worker->ledger_segment.base ||
@@ -183,12 +182,11 @@ static int check_segments(struct coven_worker *worker, char *why, size_t why_byt
     if (worker->stats_segment.bytes < sizeof(struct coven_stats) + 8ull * COVEN_CELLS ||
         worker->ledger_segment.bytes < coven_ledger_bytes(worker->plan) ||
         worker->pool_segment.bytes <
-            pool->data_offset + (uint64_t)worker->plan->n_buffers * worker->plan->buffer_bytes) {
+            COVEN_POOL_DATA_OFFSET + (uint64_t)worker->plan->n_buffers * worker->plan->buffer_bytes) {
         snprintf(why, why_bytes, "a segment is smaller than the plan needs");
         return -EMSGSIZE;
     }
-    /* `shared` components can write to the pool's header: taken once, at a time when none has been attached */
-    worker->pool = (uint8_t *)worker->pool_segment.base + pool->data_offset;
+    worker->pool = (uint8_t *)worker->pool_segment.base + COVEN_POOL_DATA_OFFSET;
     worker->rx.pool_data = worker->pool;
     worker->rx.buffer_bytes = worker->plan->buffer_bytes;
     worker->rx.headroom = worker->plan->headroom;
@@ -208,7 +206,7 @@ static int prepare_components(struct coven_worker *worker, char *why, size_t why
             snprintf(why, why_bytes, "component %.31s has no state segment", plan->components[c].name);
             return -EBADMSG;
         }
-        if (coven_state_view_open(&link->state, link->state_segment.base, link->state_segment.bytes)) {
+        if (coven_state_view_plan(&link->state, link->state_segment.base, link->state_segment.bytes, plan, link->plan)) {
             snprintf(why, why_bytes, "component %.31s: state segment does not fit", plan->components[c].name);
             return -EINVAL;
         }

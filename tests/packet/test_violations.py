@@ -6,7 +6,9 @@ of its segment. The worker must stay alive, keep its books, and find every buffe
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 
 from coven.dataplane.core import ffi, lib
 from tests.lib import builds
-from tests.lib.dataplane import PlayedReplica, Rig, Snapshot, chain_plan, gen, played
+from tests.lib.dataplane import PlayedReplica, Rig, Snapshot, c_component, chain_plan, gen, played
 
 ISOLATIONS = ("shared", "copy")
 N = 64
@@ -195,8 +197,43 @@ def test_geometry_that_is_rewritten(isolation: str, tmp_path: Path, bin_dir: Pat
         hostile.give(entries[32:])
         assert rig.wait(lambda s: s.tx == N).dropped == 0
         rig.kill_worker()
-        with pytest.raises(AssertionError, match="magic"):
-            rig.restart_worker()
+        rig.restart_worker()
+        end_well(rig)
+
+
+def test_headers_full_of_nonsense_do_not_stop_the_next_worker(isolation: str, tmp_path: Path, bin_dir: Path) -> None:
+    """Pool, replica and state segment: a worker that starts asks the plan, and packets go on."""
+    with rig_of(isolation, tmp_path, bin_dir, packets=2**62, state={"bytes": 8, "version": 1}) as rig:
+        rig.start()
+        hostile = rig.stand_in("hostile")
+        hostile.give(hostile.take())
+        headers = [(hostile.segment, lib.COVEN_SEGMENT_REPLICA), (rig.segments["state-hostile"], lib.COVEN_SEGMENT_STATE)]
+        if isolation == "shared":
+            headers.append((rig.segments["pool"], lib.COVEN_SEGMENT_POOL))
+        for segment, _ in headers:
+            ffi.memmove(segment.struct("coven_segment_header"), b"\xff" * 128, 128)
+        rig.kill_worker()
+        rig.restart_worker()
+        before = rig.snapshot().check()
+        while rig.snapshot().check().tx < before.tx + 64:
+            hostile.give(hostile.take())
+        rig.pause(20)
+        end_well(rig)
+
+
+def test_a_child_that_writes_on_after_the_death(isolation: str, tmp_path: Path, bin_dir: Path) -> None:
+    """Its out-ring never becomes empty; the sweep ends all the same."""
+    source = Path(__file__).parent / "components" / "orphan.c"
+    plan = chain_plan([gen("in", 0), gen("out")], [c_component("orphan", source, isolation)], buffers=512)
+    with Rig(plan, tmp_path, bin_dir=bin_dir) as rig:
+        rig.start()
+        child = int((tmp_path / "component-0.log").read_text().split()[1])
+        try:
+            rig.wait(lambda s: violations(s) > 0)
+            rig.kill_component()
+            end_well(rig)
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 def test_what_components_may_not_change(isolation: str, tmp_path: Path, bin_dir: Path) -> None:
