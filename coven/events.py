@@ -7,12 +7,15 @@ cut short is dropped when the log is opened again.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
 from collections import deque
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 MAX_BYTES = 4 * 1024 * 1024  # of one file
 KEEP_IN_MEMORY = 2000
@@ -59,14 +62,23 @@ class EventLog:
         with self._changed:
             self._sequence += 1
             whole = {"time": time.time(), **event, "sequence": self._sequence}
-            os.write(self._file, json.dumps(whole).encode() + b"\n")
-            if os.fstat(self._file).st_size > MAX_BYTES:
-                os.close(self._file)
-                self._path.replace(self._before)
-                self._file = self._open()
+            self._write(json.dumps(whole).encode() + b"\n")
             self._recent.append(whole)
             self._changed.notify_all()
         return whole
+
+    def _write(self, line: bytes) -> None:
+        """Write a line. What happened has happened, also when the disk is full: then it is known until the end only."""
+        size = os.fstat(self._file).st_size
+        try:
+            if os.write(self._file, line) < len(line):
+                os.ftruncate(self._file, size)
+            elif size + len(line) > MAX_BYTES:
+                os.close(self._file)
+                self._path.replace(self._before)
+                self._file = self._open()
+        except OSError as error:
+            log.error("events=%s cannot be written: %s", self._path, error.strerror)
 
     def after(self, sequence: int, *, limit: int = 100, wait_s: float = 0) -> list[dict[str, Any]]:
         """Give events younger than `sequence`, oldest first; wait for one up to `wait_s` seconds."""

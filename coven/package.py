@@ -124,6 +124,14 @@ def load(folder: Path) -> Package:
     return Package(folder.name, kind, folder, root, load_vnf(root), sha256, _within(folder, root, names))
 
 
+def is_installed(folder: Path) -> bool:
+    """Tell whether a folder looks as `install` makes them, without reading it. Source folders do not."""
+    if folder.is_symlink() or not folder.is_dir() or folder.name.startswith(INCOMING):
+        return False
+    is_csar = (folder / "TOSCA-Metadata").is_dir() or any(folder.glob("*.mf"))
+    return is_csar or (folder / manifest.MANIFEST).is_file()
+
+
 def remove(folder: Path) -> None:
     """Remove an installed package: at once for everybody who lists packages. Raises CovenError."""
     if not folder.is_dir():

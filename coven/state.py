@@ -7,16 +7,19 @@ whichever instruction the agent is killed. The supervisor's state is not copied 
 from __future__ import annotations
 
 import json
+import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from coven.errors import CovenError
+
+log = logging.getLogger(__name__)
 
 # One entry for each version of the schema, in order; a file of an older version is brought up step by step.
 MIGRATIONS: tuple[str, ...] = (
@@ -37,6 +40,7 @@ MIGRATIONS: tuple[str, ...] = (
     """,
 )
 KEEP_OPERATIONS = 1000
+TABLES = frozenset({"package", "instance", "operation"})
 
 # Desired states of an instance.
 PENDING = "pending"  # its first deployment is under way; goes away if that fails
@@ -55,17 +59,55 @@ class Instance:
     problem: dict[str, Any] | None = None
 
 
+def move_aside(path: Path) -> Path:
+    """Give a damaged file another name, with what SQLite keeps beside it; one such file is kept."""
+    for suffix in ("-wal", "-shm", ""):
+        beside = path.with_name(path.name + suffix)
+        if beside.exists():
+            beside.replace(path.with_name(f"{path.name}.damaged{suffix}"))
+    return path.with_name(f"{path.name}.damaged")
+
+
+def _unwritable(error: sqlite3.OperationalError) -> CovenError:
+    """Give the error of a disk that takes nothing more; nothing of the transaction was kept."""
+    return CovenError(
+        "platform.no-resources",
+        f"the agent cannot write down what it was asked to do: {error}",
+        hint="make room on the disk of the state folder, or see why it cannot be written to",
+    )
+
+
 class Store:
     """The agent's database. Every method is one transaction; all threads may use it."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create the file and bring it to the present schema."""
+        """Open or create the file and bring it to the present schema; a damaged one is moved aside."""
         self._lock = threading.RLock()
+        try:
+            self._open(path)
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+                raise
+            aside = move_aside(path)
+            log.error("state=%s is damaged (%s); it is kept as %s, and a new one begun", path, error, aside)
+            self._open(path)
+
+    def _open(self, path: Path) -> None:
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
-        path.chmod(0o600)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._migrate(path)
+        try:
+            path.chmod(0o600)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            (found,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+            self._migrate(path)
+            tables = {row[0] for row in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if found != "ok" or not tables >= TABLES:
+                damage = sqlite3.DatabaseError(found if found != "ok" else "tables are missing")
+                damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+                raise damage
+        except BaseException:
+            self._db.close()
+            raise
 
     def _migrate(self, path: Path) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -84,13 +126,16 @@ class Store:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
             try:
+                self._db.execute("BEGIN IMMEDIATE")
                 yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
+                self._db.execute("COMMIT")
+            except BaseException as error:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                if isinstance(error, sqlite3.OperationalError):
+                    raise _unwritable(error) from error
                 raise
-            self._db.execute("COMMIT")
 
     def close(self) -> None:
         """Close the file."""
@@ -102,13 +147,21 @@ class Store:
     def add_package(self, package_id: str, document: dict[str, Any]) -> None:
         """Remember a package that lies unpacked in its folder; raises package.exists."""
         try:
-            with self._transaction() as db:
-                db.execute(
-                    "INSERT INTO package VALUES (?, ?, ?)",
-                    (package_id, time.time(), json.dumps(document)),
-                )
+            self.add_packages({package_id: document})
         except sqlite3.IntegrityError:
             raise CovenError("package.exists", f"package {package_id} is already there") from None
+
+    def add_packages(self, documents: Mapping[str, dict[str, Any]]) -> None:
+        """Remember packages, all or none."""
+        with self._transaction() as db:
+            for package_id, document in documents.items():
+                db.execute("INSERT INTO package VALUES (?, ?, ?)", (package_id, time.time(), json.dumps(document)))
+
+    def is_empty(self) -> bool:
+        """Tell whether nothing is remembered: at the first start, or when the file was lost."""
+        with self._lock:
+            counts = [self._db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in TABLES]  # noqa: S608
+        return not any(counts)
 
     def package(self, package_id: str) -> dict[str, Any]:
         """Give the document of a package; raises package.not-found."""

@@ -11,7 +11,7 @@ from coven.errors import CovenError, Where
 from coven.forwarder.instance_plan import PORT_TOOLS
 from coven.suggest import near_miss
 
-# What the kernel allows, but for `%`, which it would fill in with a number of its own choice, and for bytes beyond ASCII.
+# What the kernel allows, but for `%`, where it would put a number of its own choice, and bytes beyond ASCII.
 INTERFACE_PATTERN = r"^[!-$&-.0-9;-~]{1,15}$"
 AUTO = "auto"  # the best tool there is for an interface
 INTERFACE_TOOLS = ("afpacket", "tap")

@@ -122,6 +122,17 @@ def save_archive(environ: Mapping[str, Any], path: Path, limit: int) -> int:
     The body is the archive itself, or multipart/form-data with a part named `file`.
     """
     kind, boundary = media_type(environ)
+    try:
+        return _save(environ, path, limit, kind, boundary)
+    except OSError as error:  # of the file: those of the connection have become CovenErrors
+        raise CovenError(
+            "platform.no-resources",
+            f"the archive cannot be written: {error.strerror}",
+            hint="make room on the disk of the state folder",
+        ) from error
+
+
+def _save(environ: Mapping[str, Any], path: Path, limit: int, kind: str, boundary: str | None) -> int:
     with path.open("xb") as file:
         if kind in ARCHIVE_TYPES:
             for part in chunks(environ, limit):

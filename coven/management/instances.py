@@ -122,7 +122,7 @@ class Instances:
             "health": found.get("health", "ok"),
             "problems": problems,
             "operation": running,
-            "bindings": known.request.get("ports", {}),
+            "bindings": known.request.get("ports") or _bindings(plan),
             "parameters": known.request.get("parameters", {}),
             "grants": known.request.get("grants", {}),
             "ports": found.get("ports", []),
@@ -310,6 +310,18 @@ def _declared_operations(found: dict[str, Any], name: str) -> list[Any]:
 
     plan = InstancePlan.from_json(found["plan"])
     return [operation for component in plan.components if component.name == name for operation in component.operations]
+
+
+def _bindings(plan: dict[str, Any]) -> dict[str, Any]:
+    """Give what the ports of a plan are bound to, for an instance whose request was lost."""
+    return {
+        port["name"]: {
+            "tool": port["tool"],
+            **({"interface": port["interface"]} if port["interface"] else {}),
+            **port["options"],
+        }
+        for port in plan.get("ports", [])
+    }
 
 
 def _interfaces() -> dict[str, dict[str, Any]]:

@@ -1,11 +1,14 @@
 """Packages: uploaded to disk, unpacked and validated before anybody sees them, kept until deleted.
 
 A package is there when its row is; its folder gets its name just before. What a kill leaves between (an
-upload, a folder without row, a folder being removed) is swept away at the next start.
+upload, a folder without row, a folder being removed) is swept away at the next start. When all rows are lost,
+with the state file, the folders are what is true: functions may run from them. What is no installed package
+belongs to somebody else and is left alone.
 """
 
 from __future__ import annotations
 
+import logging
 import secrets
 import shutil
 import threading
@@ -22,6 +25,8 @@ from coven.state import Store
 
 if TYPE_CHECKING:
     from coven.package import Package
+
+log = logging.getLogger(__name__)
 
 MAX_UPLOADS = 4  # at the same time
 KEEP_FREE = 64 * 1024 * 1024  # bytes of the disk that uploads must leave
@@ -46,9 +51,29 @@ class Packages:
             _remove(self._incoming)
         self._incoming.mkdir(mode=0o700)
         known = {document["id"] for document in self._store.packages()}
-        for folder in self._folder.iterdir():
-            if folder.name not in known:
+        strange = sorted(folder for folder in self._folder.iterdir() if folder.name not in known)
+        if not strange:
+            return
+        from coven import package
+
+        package.clean(self._folder)
+        is_lost = self._store.is_empty()
+        adopted: dict[str, dict[str, Any]] = {}
+        for folder in filter(Path.exists, strange):
+            if not package.is_installed(folder):
+                log.warning("folder=%s is no package of this agent; left alone", folder)
+            elif not is_lost:
                 _remove(folder)
+            else:
+                try:
+                    found = package.load(folder)
+                except CovenError as error:
+                    log.error("folder=%s holds no package that can be read; left alone: %s", folder, error)
+                    continue
+                adopted[found.id] = _describe(found, sum(found.files.values()))
+        self._store.add_packages(adopted)
+        for package_id in adopted:
+            self._events.append({"type": "package-adopted", "package": package_id})
 
     # ---- look --------------------------------------------------------------------------------------
 

@@ -102,7 +102,8 @@ class Reconciler:
 
     def _deploy_again(self, instance: Instance) -> None:
         try:
-            plan = self._replan(instance)
+            # One that was taken on has no request any more, but its plan.
+            plan = self._replan(instance) if instance.request else instance.plan
             self._store.set_plan(instance.id, plan)
             again = self._store.instance(instance.id)
             self._operations.redeploy(again, start=instance.desired == "started")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -15,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.lib.agent import Agent
+from tests.lib.agent import Agent, running
 from tests.lib.rest import OPENAPI, Answer, Rest
 from tests.lib.standin import StandIn
 from tests.management.conftest import PORTS
@@ -443,3 +444,24 @@ def test_it_ends_in_order_at_whatever_moment_it_is_told(tmp_path: Path) -> None:
         agent = Agent(tmp_path / str(number))
         agent.start()
         assert agent.stop() == 0
+
+
+def test_what_others_keep_in_the_state_folder_is_left_alone(tmp_path: Path, archive: Path) -> None:
+    """Only what an interrupted upload left is swept: `packages` may be the folder of somebody's sources."""
+    agent = Agent(tmp_path)
+    folder = agent.state / "packages"
+    for name, file in (("mine", "vnf.yaml"), (".incoming-x", "vnf.yaml")):
+        (folder / name).mkdir(parents=True)
+        (folder / name / file).write_text("x")
+    (folder / "note").write_text("x")
+    (folder / "link").symlink_to(tmp_path)
+    supervisor = StandIn(agent.run / "supervisor.sock")
+    supervisor.start()
+    with running(agent):
+        identity = upload(agent.rest(), archive)
+        agent.stop()
+        shutil.copytree(folder / identity, folder / "cut-off-1.0.0")
+        agent.start()
+        assert sorted(path.name for path in folder.iterdir()) == ["link", "mine", "note", identity]
+        assert "mine is no package" in agent.log.read_text()
+    supervisor.stop()

@@ -149,3 +149,32 @@ def test_a_line_that_a_kill_cut_short_goes(tmp_path: Path) -> None:
     log.append({"type": "next"})
     assert [json.loads(line)["type"] for line in path.read_text().splitlines()] == ["whole", "next"]
     assert [event["sequence"] for event in log.after(0)] == [1, 2]
+
+
+def test_a_damaged_file_is_kept_and_a_new_one_begun(tmp_path: Path) -> None:
+    path = tmp_path / "db"
+    store = Store(path)
+    store.add_package("p", {"id": "p"})
+    assert not store.is_empty()
+    store.close()
+    path.write_bytes(b"SQLite format 3\0" + b"\0" * 500)
+    again = Store(path)
+    assert again.is_empty()
+    again.add_package("p", {"id": "p"})
+    assert (tmp_path / "db.damaged").read_bytes().startswith(b"SQLite format 3\0\0")
+    again.close()
+    db = sqlite3.connect(path)
+    db.execute("DROP TABLE operation")
+    db.close()
+    assert Store(path).is_empty()
+
+
+def test_events_are_told_though_they_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = EventLog(tmp_path / "events")
+    log.append({"type": "first"})
+    monkeypatch.setattr(log, "_file", os.open("/dev/full", os.O_WRONLY))
+    log.append({"type": "second"})
+    assert [event["type"] for event in log.latest(9)] == ["first", "second"]
+    assert "cannot be written" in caplog.text

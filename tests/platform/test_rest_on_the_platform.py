@@ -292,3 +292,29 @@ def test_off(platform: Platform, tmp_path: Path) -> None:
     assert rest.call("POST", "/v1/agent/off", {"force": True}).status == 202
     keeper = platform.under_test.keeper
     assert keeper is not None and keeper.wait(20) == 0
+
+
+@pytest.mark.parametrize("damage", ["deleted", "corrupt"])
+def test_a_lost_state_file_takes_nothing_with_it(platform: Platform, tmp_path: Path, damage: str) -> None:
+    """What runs is taken on, its package stays, and a component of it can still be started again."""
+    rest, under_test = platform.rest, platform.under_test
+    identity = platform.upload(ROOT / "packages" / "passthrough", tmp_path)
+    rest.finish(platform.create(identity, id="fw"))
+    before = rest.get("/v1/instances/fw")
+    for path in under_test.state_dir.glob("agent.sqlite*"):
+        if damage == "deleted" or path.name.endswith("-shm"):
+            path.unlink()
+        else:
+            path.write_bytes(b"no database" * 1000)
+    platform.kill_agent()
+    platform.wait_agent()
+    after = rest.get("/v1/instances/fw")
+    assert pids(after) == pids(before) and after["desired"] == "started"
+    assert after["bindings"]["lan"]["packets"] == LAN["packets"]
+    assert [found["id"] for found in rest.get("/v1/packages")["packages"]] == [identity]
+    assert rest.call("DELETE", f"/v1/packages/{identity}").code == "package.in-use"
+    under_test.kill(under_test.replica("fw", "forward")["pid"])
+    assert under_test.wait_ready("fw", "forward", other_than=pids(before)[1])
+    assert rest.finish(rest.call("POST", "/v1/instances/fw/terminate", {"force": True}))["state"] == "succeeded"
+    assert rest.call("DELETE", f"/v1/packages/{identity}").status == 204
+    assert (under_test.state_dir / "agent.sqlite.damaged").exists() == (damage == "corrupt")
