@@ -22,6 +22,8 @@ from tests.lib.ports import DATAPLANE, Driver, forwarding
 
 root = [pytest.mark.root, pytest.mark.skipif(bool(unavailable()), reason=str(unavailable()))]
 
+needs_tun = pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="needs /dev/net/tun")
+
 
 def pretend(name: str, **values: object) -> Interface:
     fields = {
@@ -192,6 +194,7 @@ class TestOnRealInterfaces:
         assert events(1) == [LinkEvent("other", "gone")]
         watcher.close()
 
+    @needs_tun
     def test_tcp_through_a_tap(self, box: Host) -> None:
         """The box itself is the client; its traffic crosses the tap with the kernel's offloads, both ways."""
         peer = box.peer  # type: ignore[attr-defined]
@@ -240,6 +243,7 @@ class TestOnRealInterfaces:
                 received += sink.recv(1 << 20)
         return bytes(received)
 
+    @needs_tun
     def test_a_tap_goes_away_with_its_port(self, box: Host) -> None:
         with box.entered():
             tap = TOOLS["tap"].open({"name": "wan", "interface": "cvtap0", "options": {}})
@@ -250,6 +254,7 @@ class TestOnRealInterfaces:
         assert box.ip("link", "show", "cvtap0", check=False).returncode != 0
 
 
+@needs_tun
 def test_without_root_it_says_what_is_needed() -> None:
     """In a child of another user, since the test itself may be root."""
     if os.geteuid() != 0:
