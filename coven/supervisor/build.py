@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from coven.errors import CovenError, Where
 from coven.supervisor import cgroup
+from coven.supervisor.beneath import Copy, open_folder
 from coven.supervisor.component import Program
 from coven.supervisor.context import Context
 from coven.supervisor.launch import ENVIRONMENT, Sandbox, spawn
@@ -31,9 +33,16 @@ OUTPUT_BYTES = 1 << 18  # of a compiler, the rest is not kept
 ARTIFACT_BYTES = 256 << 20
 
 
+def _trusted(context: Context) -> Path:
+    """Give the real folder from which on every path is checked: as root, the agent could replace what is below it."""
+    settings = context.settings
+    return settings.state_dir.resolve() if settings.privileged else settings.packages_dir.resolve()
+
+
 def check_folder(context: Context, name: str, part: str) -> Path:
     """Give a package's or component's real folder. Raises CovenError unless it is below this platform's packages."""
-    packages = context.settings.packages_dir.resolve()
+    settings = context.settings
+    packages = _trusted(context) / settings.packages_dir.name if settings.privileged else _trusted(context)
     folder = Path(name)
     try:
         real = folder.resolve(strict=True)
@@ -54,26 +63,46 @@ async def build(context: Context, plan: ComponentPlan, fused: bool) -> tuple[Pro
     from coven.processing import framework as frameworks
 
     folder = check_folder(context, plan.source, f"component {plan.name}")
-    source = frameworks.Source(plan.name, folder, plan.entry, dict(plan.build))
-    faults = await asyncio.to_thread(frameworks.check, plan.framework, source)
-    if faults:
-        first = faults[0]
-        raise CovenError(first.code, first.message, hint=first.hint, where=first.where, findings=faults)
     framework = frameworks.load(plan.framework)
     output = Path(tempfile.mkdtemp(prefix="tmp-", dir=context.settings.build_dir))
+    ours = Path(tempfile.mkdtemp(prefix="tmp-", dir=context.settings.build_dir))
     try:
-        recipe = framework.build(source, output)
-        artifact = None if recipe is None else await _artifact(context, plan, source, recipe)
+        await asyncio.to_thread(_take_copy, context, plan, folder, ours)
+        copy = frameworks.Source(plan.name, ours, plan.entry, dict(plan.build))
+        faults = await asyncio.to_thread(frameworks.check, plan.framework, copy)
+        if faults:
+            first = faults[0]
+            raise CovenError(first.code, first.message, hint=first.hint, where=first.where, findings=faults)
+        recipe = framework.build(copy, output)
+        artifact = None if recipe is None else await _artifact(context, plan, copy, recipe)
+        if fused:
+            if not frameworks.information(plan.framework).can_fuse:
+                raise CovenError("plan.invalid", f"components in {plan.framework} cannot be fused")
+            return None, _open_code(framework.fused(copy, artifact), is_kept=artifact is not None)
     finally:
         shutil.rmtree(output, ignore_errors=True)
-    if fused:
-        if not frameworks.information(plan.framework).can_fuse:
-            raise CovenError("plan.invalid", f"components in {plan.framework} cannot be fused")
-        return None, _open_code(context, framework.fused(source, artifact))
+        shutil.rmtree(ours, ignore_errors=True)
+    source = frameworks.Source(plan.name, folder, plan.entry, dict(plan.build))
     launch = framework.launch(source, artifact, context.settings.bin_dir)
     # The package's own folder is bound exactly (launch.Sandbox); what lies in it needs no bind of its own.
     read = tuple(str(path) for path in launch.read if not path.is_relative_to(folder))
     return Program(tuple(map(str, launch.argv)), str(launch.entry), read, str(folder)), None
+
+
+def _take_copy(context: Context, plan: ComponentPlan, folder: Path, target: Path) -> None:
+    """Copy a component's folder to where the agent cannot change it any more, or put links into it."""
+    part = f"component {plan.name}"
+    target.chmod(0o755)
+    try:
+        with open_folder(_trusted(context), folder) as fd:
+            Copy(part).take(fd, target)
+    except OSError as error:
+        raise CovenError(
+            "platform.no-resources" if error.errno == errno.ENOSPC else "package.missing-file",
+            f"the folder of component {plan.name} cannot be copied: {error.strerror}",
+            hint=f"make room on the disk of {target.parent}" if error.errno == errno.ENOSPC else None,
+            where=Where(part=part),
+        ) from error
 
 
 async def _artifact(context: Context, plan: ComponentPlan, source: Source, recipe: Build) -> Path:
@@ -196,9 +225,9 @@ def _keep(made: Path, kept: Path, plan: ComponentPlan) -> None:
         temporary.replace(kept)
 
 
-def _open_code(context: Context, path: Path) -> int:
-    """Open the code of a fused component; a prebuilt one is copied first, so that its file cannot change."""
-    if path.is_relative_to(context.settings.build_dir):
+def _open_code(path: Path, *, is_kept: bool) -> int:
+    """Open the code of a fused component; a prebuilt one is copied first, since its file goes away."""
+    if is_kept:
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:

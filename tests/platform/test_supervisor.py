@@ -181,6 +181,40 @@ def test_a_source_outside_the_packages_is_refused(platform: PlatformUnderTest, t
     assert caught.value.code == "package.unsafe-path"
 
 
+@pytest.mark.parametrize("how", ["link", "folder-link", "mode", "fifo"])
+def test_what_the_agent_could_not_read_is_not_read_for_it(
+    platform: PlatformUnderTest, tmp_path: Path, how: str
+) -> None:
+    """The agent owns the unpacked packages: what it puts there must not show it files of root."""
+    plan = python_plan(platform, sources.RAISES_PY)
+    secret = tmp_path / "secret" / "shadow.py"
+    secret.parent.mkdir()
+    secret.write_text("the password is (\n")
+    secret.chmod(0o600)
+    bait = platform.state_dir / "packages" / "demo" / "one" / "bait.py"
+    if how == "link":
+        bait.symlink_to(secret)
+    elif how == "folder-link":
+        bait.with_name("bait").symlink_to(secret.parent)
+    elif how == "mode":
+        bait.hardlink_to(secret)
+    else:
+        os.mkfifo(bait)
+    operation = failed_deploy(platform, plan)
+    assert operation["error"]["code"] == "package.link-entry"
+    assert "password" not in str(operation)
+    assert list((platform.state_dir / "build").iterdir()) == []
+
+
+@needs_root
+def test_a_link_in_place_of_the_packages_is_refused(platform: PlatformUnderTest, tmp_path: Path) -> None:
+    plan = c_chain(platform)
+    packages = platform.state_dir / "packages"
+    packages.rename(tmp_path / "elsewhere")
+    packages.symlink_to(tmp_path / "elsewhere")
+    assert failed_deploy(platform, plan)["error"]["code"] == "package.unsafe-path"
+
+
 def test_a_plan_that_is_not_one_is_refused(platform: PlatformUnderTest) -> None:
     plan = c_chain(platform)
     for broken in (None, [], {}, plan | {"extra": 1}, plan | {"instance": "../x"}, plan | {"components": None}):
