@@ -193,16 +193,21 @@ class PcapTool:
     name = "pcap"
 
     def open(self, port: Mapping[str, Any], *, taken: Collection[str] = ()) -> OpenedPort:
-        """Check the input whole, make the output; CovenError port.bad-file names what is wrong where."""
+        """Check the input whole, make the output; CovenError port.bad-file names what is wrong where.
+
+        `folders` of the port: the only ones whose files may be used; without, all.
+        """
         options = port["options"]
         where = _where(port)
         rx, tx = -1, -1
         try:
             source = options.get("in")
             nanosecond = bool(options.get("nanosecond"))
-            rx = open_input(Path(source), where) if source else _nothing()
+            folders = port.get("folders")
+            rx = open_input(Path(source), where, folders) if source else _nothing()
             target = options.get("out")
-            tx = open_output(Path(target), rx, where, nanosecond=nanosecond) if target else _nothing()
+            out = Path(target) if target else None
+            tx = _nothing() if out is None else open_output(out, rx, where, nanosecond=nanosecond, folders=folders)
         except BaseException:
             for fd in (rx, tx):
                 if fd >= 0:

@@ -6,34 +6,18 @@ step of a path is opened by itself, from the folder before it, and none may be a
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 from coven.errors import CovenError, Where
+from coven.folders import FOLDER
 
-FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 MAX_DEPTH = 16
 MAX_FILES = 8192
 MAX_BYTES = 1 << 30
-
-
-@contextlib.contextmanager
-def open_folder(base: Path, path: Path) -> Iterator[int]:
-    """Give a descriptor of the folder `path` below `base`, which nobody but us can change. Raises OSError."""
-    fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for part in path.relative_to(base).parts:
-            following = os.open(part, FOLDER, dir_fd=fd)
-            os.close(fd)
-            fd = following
-        yield fd
-    finally:
-        os.close(fd)
 
 
 class Copy:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coven.errors import CovenError, Where
+from coven.folders import open_folder
 from coven.supervisor import cgroup
-from coven.supervisor.beneath import Copy, open_folder
+from coven.supervisor.beneath import Copy
 from coven.supervisor.component import Program
 from coven.supervisor.context import Context
 from coven.supervisor.launch import ENVIRONMENT, Sandbox, spawn

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coven.errors import CovenError, Where
@@ -32,7 +31,6 @@ class PortSet:
         """Open one port. Raises CovenError `port.*`, `platform.no-privilege`."""
         from coven.network import tool_of
 
-        self._check_files(plan)
         document = self._json(plan)
         taken = self._context.interfaces
         if plan.interface is not None and plan.interface in taken:
@@ -123,31 +121,17 @@ class PortSet:
             del self._context.interfaces[plan.interface]
 
     def _json(self, plan: PortPlan) -> dict[str, Any]:
+        settings = self._context.settings
+        # As root, only files in the folders that the operator named: the agent that asks is not root.
+        folders = [str(path) for path in settings.files] if settings.privileged else None
         return {
+            "folders": folders,
             "name": plan.name,
             "tool": plan.tool,
             "interface": plan.interface,
             "options": dict(plan.options),
             "mtu": plan.mtu,
         }
-
-    def _check_files(self, plan: PortPlan) -> None:
-        """As root, only files in the folders that the operator named: the agent that asks is not root."""
-        settings = self._context.settings
-        if not settings.privileged or plan.tool != "pcap":
-            return
-        for key in ("in", "out"):
-            name = plan.options.get(key)
-            if name is None:
-                continue
-            folder = Path(str(name)).parent.resolve()
-            if not any(folder.is_relative_to(allowed.resolve()) for allowed in settings.files):
-                raise CovenError(
-                    "port.bad-file",
-                    f"{name}: COVEN was not allowed to use capture files in {folder}",
-                    hint=f"start it with --files {folder}",
-                    where=Where(file=str(name), part=f"port {plan.name}"),
-                )
 
 
 class LinkWatch:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from coven.errors import CovenError
+from coven.errors import CovenError, Where
+from coven.network import captures
 from tests.lib import plans
 from tests.lib.platform import BIN, OperationFailed, PlatformUnderTest, is_running, wait_gone
 from tests.platform import components as sources
@@ -282,6 +283,33 @@ def test_capture_files_outside_the_named_folders_are_refused(tmp_path: Path) -> 
         error = failed_deploy(platform, plan)["error"]
         assert (error["code"], "--files" in error["hint"]) == ("port.bad-file", True)
         assert not Path("/etc/coven-test.pcap").exists()
+        (tmp_path / "allowed" / "out").symlink_to("/etc")
+        (tmp_path / "allowed" / "link.pcap").symlink_to("/etc/passwd")
+        for name, message in (("out/coven-test.pcap", "not allowed"), ("link.pcap", "cannot be opened")):
+            plan["ports"][1] |= plans.pcap_port("wan", target=tmp_path / "allowed" / name)
+            assert message in failed_deploy(platform, plan)["error"]["message"]
+
+
+@needs_root
+def test_a_folder_that_is_exchanged_for_a_link_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the look at where it leads, before it is opened: as who may write to the folder could do."""
+    allowed, secret = tmp_path / "allowed", tmp_path / "secret"
+    for folder in (allowed / "in", secret):
+        folder.mkdir(parents=True)
+    look = captures._allowed
+
+    def exchanged(*given: Any) -> Any:
+        found = look(*given)
+        (allowed / "in").rmdir()
+        (allowed / "in").symlink_to(secret)
+        return found
+
+    monkeypatch.setattr(captures, "_allowed", exchanged)
+    with pytest.raises(CovenError, match="cannot be opened"):
+        captures.open_output(allowed / "in" / "x.pcap", 0, Where(), folders=[str(allowed)])
+    assert list(secret.iterdir()) == []
 
 
 # ---- deaths ---------------------------------------------------------------------------------------------
