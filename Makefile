@@ -3,7 +3,7 @@
 #   make demo     see COVEN at work (as root, or by sudo; without either on files)
 #   make test     everything that is tested; the list of skips is at the end
 #   make fuzz     the fuzzers for longer: FUZZ_SECONDS each (default 120)
-#   make chaos    random kills under traffic for CHAOS_SECONDS (default 300)
+#   make chaos    random kills under traffic for CHAOS_SECONDS (default 300), and the supervisor's death at every point
 #   make bench    measure, write the figures into docs/benchmarks.md
 #   make lint     the style checks alone
 #   make clean    away with what was built; the sources stay
@@ -37,6 +37,7 @@ fuzz: $(VENV)/stamp-test
 
 chaos: $(VENV)/stamp-test
 	COVEN_CHAOS_SECONDS=$(or $(CHAOS_SECONDS),300) $(PYTEST) -s tests/e2e/test_chaos.py $(ARGS)
+	$(PYTEST) -m chaos $(ARGS)
 
 bench: $(VENV)/stamp-test
 	$(RUN) -m tests.bench $(ARGS)

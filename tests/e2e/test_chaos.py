@@ -18,10 +18,9 @@ from tests.e2e.appliance import CLIENT, SERVER, Appliance, kill, wait_for
 from tests.e2e.parts import answered, is_another, pin_neighbours, processes
 from tests.e2e.probe import Probe
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
-
 SECONDS = float(os.environ.get("COVEN_CHAOS_SECONDS", "10"))
 SEED = int(os.environ.get("COVEN_CHAOS_SEED", str(secrets.randbits(32))))
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.deadline(SECONDS + 180)]
 PARTS = ("worker", "analyzer", "filter", "coven.management", "coven.supervisor")
 PARKING_S = 30.0  # five deaths within this time park a component
 DEATHS = 4

@@ -19,6 +19,7 @@ SECONDS = int(os.environ.get("COVEN_FUZZ_SECONDS", "3"))
 CLANG = shutil.which("clang")
 
 needs_clang = pytest.mark.skipif(CLANG is None, reason="needs clang with libFuzzer")
+has_time = pytest.mark.deadline(SECONDS + 240)
 
 
 def run(tmp_path: Path, target: str, sources: Sequence[str], seeds: list[bytes], longest: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz import corpus
-from tests.fuzz.target import needs_clang, run
+from tests.fuzz.target import has_time, needs_clang, run
 
 START = (
     b'1\tstart\tx\ncomponent\tx\nentry\t/x.so\noption\ta\t"b\\\\u00e9"\nmetric\tm\tcounter\tu\th\n'
@@ -35,6 +35,7 @@ TARGETS = {
 
 
 @needs_clang
+@has_time
 @pytest.mark.parametrize("target", TARGETS)
 def test_fuzz(tmp_path: Path, target: str) -> None:
     sources, seeds, longest = TARGETS[target]

@@ -32,6 +32,7 @@ from typing import Any
 
 import coven
 from coven.errors import CovenError
+from tests.lib import leftovers
 
 BIN = Path(coven.__file__).parent / "bin"
 DEADLINE = 20.0
@@ -373,16 +374,14 @@ class PlatformUnderTest:
 
     def leftovers(self) -> list[str]:
         """Say what this platform has left on the host: processes, cgroups, shared memory, mounts."""
-        found = [f"shm {path.name}" for path in Path("/dev/shm").glob(f"{self.platform_id}*")]
-        groups = [p for way in ("", "*/") for p in Path("/sys/fs/cgroup").glob(f"{way}{self.platform_id}/*")]
-        found += [f"cgroup {path}" for path in groups if path.is_dir()]
-        mounts = Path("/proc/self/mounts").read_text().splitlines()
-        found += [f"mount {line}" for line in mounts if str(self.folder) in line]
+        found = [f"shm {name}" for name in leftovers.all_shared_memory() if name.startswith(self.platform_id)]
+        found += [f"cgroup {path}" for path in leftovers.all_cgroups() if self.platform_id in path.parts[:-1]]
+        found += [f"mount {point}" for point in leftovers.all_mounts() if str(self.folder) in point]
         marker = os.fsencode(self.folder)
-        for path in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if int(path.name) != os.getpid() and marker in (path / "cmdline").read_bytes():
-                    found.append(f"process {path.name} {(path / 'cmdline').read_bytes()[:200]!r}")
+        for pid in leftovers.all_processes():
+            command = leftovers.command_of(pid)
+            if marker in command:
+                found.append(f"process {pid} {command[:200]!r}")
         return found
 
 

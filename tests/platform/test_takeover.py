@@ -92,7 +92,8 @@ def test_a_supervisor_killed_within_a_verb(platform: PlatformUnderTest, verb: st
         n += STRIDE
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.deadline(3600)
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_supervisor_killed_at_every_point_of_a_verb(platform: PlatformUnderTest, verb: str) -> None:
     plan = plan_for(platform)

@@ -1,0 +1,67 @@
+"""What holds for every test: it ends, and the run leaves nothing behind.
+
+A test that is not done after DEADLINE_S fails with the stacks of all threads, and its fixtures clean up;
+`@pytest.mark.deadline(SECONDS)` gives another time. (Should even that hang, `faulthandler_timeout` in setup.cfg ends
+the run with a stack.) At the end of the run, tests/lib/leftovers.py looks for what is left.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from tests.lib.leftovers import Watch
+
+DEADLINE_S = 240.0  # many times what the longest test takes on a quiet machine
+INNERMOST = 16  # frames of each stack; those above are pytest's
+CLEAN_UP_S = 60.0  # then again, for a fixture that hangs as well
+watch = pytest.StashKey[Watch]()
+left = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[watch] = Watch()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    marker = item.get_closest_marker("deadline")
+    seconds = float(marker.args[0]) if marker else DEADLINE_S
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        frames = sys._current_frames().items()
+        stacks = [f"thread {thread}\n{''.join(traceback.format_stack(frame)[-INNERMOST:])}" for thread, frame in frames]
+        pytest.fail(f"not done within {seconds:g} s\n" + "\n".join(stacks), pytrace=False)
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds, CLEAN_UP_S)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    factory: pytest.TempPathFactory | None = getattr(session.config, "_tmp_path_factory", None)
+    folder = factory.getbasetemp() if factory else Path("/nowhere")
+    began = session.config.stash[watch]
+    found = [*began.found(folder), *began.descriptors_left()]
+    session.config.stash[left] = found
+    if found and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    found = config.stash.get(left, [])
+    if found:
+        terminalreporter.section("left behind by this run", red=True)
+        for line in found:
+            terminalreporter.line(line)
