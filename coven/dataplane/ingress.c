@@ -126,8 +126,8 @@ void coven_ingress_prepare(struct coven_worker *worker, uint16_t port)
             (seen >> c & 1) != 0)
             continue;
         seen |= 1ull << c;
-        if (component->isolation == COVEN_COPY && component->n_buffers < room)
-            room = component->n_buffers;
+        if (worker->replica[component->first_replica].most < room)
+            room = worker->replica[component->first_replica].most;
         if (link->window == 0 || room < link->window)
             link->window = room;
         for (uint32_t r = 0; r < component->n_replicas; r++)

@@ -64,7 +64,8 @@ static void give_one(struct coven_worker *worker, struct coven_replica_link *lin
 {
     uint32_t copy = 0;
 
-    if (coven_ring_room(&link->in, 1) == 0 || (link->buffers && link->n_free_copies == 0)) {
+    if (link->given.n + link->n_quarantine >= link->most || coven_ring_room(&link->in, 1) == 0 ||
+        (link->buffers && link->n_free_copies == 0)) {
         coven_book_count(&worker->book, COVEN_CELL_DROP(scope_of(link), COVEN_DROP_RING_FULL), 1);
         coven_book_own(&worker->book, handle, 0);
         return;
@@ -225,6 +226,7 @@ static bool is_late(struct coven_worker *worker, struct coven_replica_link *link
         return false;
     if (verdict != COVEN_HOLD) {
         worker->track[handle].holder = 0;
+        link->n_quarantine--;
         coven_book_own(&worker->book, handle, 0);
     }
     return true;
@@ -291,6 +293,7 @@ void coven_replica_take_away(struct coven_worker *worker, struct coven_replica_l
         coven_book_own(&worker->book, handle, 0);
     } else {
         worker->track[handle].holder = COVEN_HOLDER(COVEN_OWNER_QUARANTINE, link->number);
+        link->n_quarantine++;
         coven_book_own(&worker->book, handle, coven_owner(COVEN_OWNER_QUARANTINE, link->number, 0, 0));
     }
 }

@@ -172,6 +172,7 @@ static void end_quarantine(struct coven_worker *worker, struct coven_replica_lin
         coven_book_room(&worker->book, 1, 0, 0);
         coven_book_own(&worker->book, handle, 0);
     }
+    link->n_quarantine = 0;
     if (!link->packet_of)
         return;
     memset(link->late, 0, link->plan->n_buffers);
@@ -214,6 +215,14 @@ void coven_replica_sweep(struct coven_worker *worker, uint32_t number, uint32_t 
 }
 
 /* ---- start of a worker --------------------------------------------------------------------------- */
+/* One replica that gives nothing back must leave buffers for all others and for the ports. */
+static uint32_t most_of(const struct coven_plan *plan, const struct coven_plan_component *component)
+{
+    uint32_t share = plan->n_buffers / (plan->n_replicas + 1u);
+
+    return component->n_buffers < share ? component->n_buffers : share;
+}
+
 int coven_replica_prepare(struct coven_worker *worker)
 {
     const struct coven_plan *plan = worker->plan;
@@ -228,6 +237,7 @@ int coven_replica_prepare(struct coven_worker *worker)
             link->plan = component;
             link->component = c;
             link->number = (uint16_t)number;
+            link->most = most_of(plan, component);
             link->in.doorbell = -1;
             link->out.doorbell = -1;
             coven_track_clear(&link->given);
@@ -266,8 +276,10 @@ static void rebuild_given(struct coven_worker *worker, struct coven_replica_link
 
         if (coven_owner_number(owner) != link->number)
             continue;
-        if (coven_owner_kind(owner) == COVEN_OWNER_QUARANTINE)
+        if (coven_owner_kind(owner) == COVEN_OWNER_QUARANTINE) {
             worker->track[handle].holder = COVEN_HOLDER(COVEN_OWNER_QUARANTINE, link->number);
+            link->n_quarantine++;
+        }
         if (coven_owner_kind(owner) != COVEN_OWNER_REPLICA)
             continue;
         scratch[n++] = (struct given){coven_owner_position(owner), handle};

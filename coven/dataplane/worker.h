@@ -67,6 +67,8 @@ struct coven_replica_link {
     struct coven_ring_side in;  /* worker -> component, we produce */
     struct coven_ring_side out; /* component -> worker, we consume */
     struct coven_track_list given;
+    uint32_t n_quarantine; /* `shared`: buffers taken away that it has not given back */
+    uint32_t most;         /* buffers of the pool that it may have at once, those in quarantine included */
     uint32_t seen_broken; /* impossible ring words already counted as violations */
     /* copy: the replica's own buffers */
     uint8_t *buffers;

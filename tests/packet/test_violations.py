@@ -221,6 +221,36 @@ def test_headers_full_of_nonsense_do_not_stop_the_next_worker(isolation: str, tm
         end_well(rig)
 
 
+def test_a_component_that_gives_nothing_back_leaves_buffers_to_others(
+    isolation: str, tmp_path: Path, bin_dir: Path
+) -> None:
+    """It takes all it is given; what is taken away from it for its hold limit it may still write to."""
+    hostile = played("hostile", isolation, ring_size=128, hold={"packets": 8, "ms": 5})
+    plan = chain_plan([gen("in", 2**62, rate=200_000), gen("out")], [hostile], buffers=512)
+    other = gen("in-b", 2**62, rate=2000)
+    plan["ports"] += [{**other, "path": 1, "first": {"port": 1}}]
+    plan["paths"].append({"name": "other", "ingress": "in-b", "spi": 0})
+    with Rig(plan, tmp_path, bin_dir=bin_dir) as rig:
+        rig.start()
+        taker = rig.stand_in("hostile")
+
+        def took_enough(now: Snapshot) -> bool:
+            while taker.rx.ready():
+                taker.take()
+            return now.drop("hold-limit") + now.drop("hold-timeout") > 100 and now.drop("ring-full") > 512
+
+        before = rig.wait(took_enough, "it is given no more")
+        assert before.free > 0
+        rig.wait(lambda s: s.tx > before.tx + 100, "the other path moves on")
+        rig.kill_worker()
+        rig.restart_worker()
+        before = rig.snapshot()
+        assert before.free > 0
+        rig.wait(lambda s: s.tx > before.tx + 100, "so it does with the next worker")
+        rig.pause(20)
+        end_well(rig)
+
+
 def test_a_child_that_writes_on_after_the_death(isolation: str, tmp_path: Path, bin_dir: Path) -> None:
     """Its out-ring never becomes empty; the sweep ends all the same."""
     source = Path(__file__).parent / "components" / "orphan.c"

@@ -254,7 +254,7 @@ struct coven_plan_component {
     uint32_t hold_limit;  /* packets a replica may hold */
     uint32_t hold_ms;     /* and for how long */
     uint32_t split;       /* reserved: key for replicas */
-    uint32_t n_buffers;   /* copy: buffers of a replica's own */
+    uint32_t n_buffers;   /* packets a replica may have at once; copy: buffers of its own */
     uint8_t reserved[48];
 };
 
