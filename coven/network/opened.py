@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,11 @@ def change(settings: Mapping[str, str]) -> dict[str, str]:
         restore(before)
         raise
     return before
+
+
+def hold(names: Iterable[str]) -> dict[str, str]:
+    """Give what files under /proc/sys hold. Files that do not exist are passed over."""
+    return {name: Path(name).read_text(encoding="ascii").strip() for name in names if Path(name).exists()}
 
 
 def restore(settings: Mapping[str, str]) -> None:

@@ -16,8 +16,9 @@ import struct
 log = logging.getLogger(__name__)
 
 # linux/rtnetlink.h, linux/pkt_sched.h, linux/pkt_cls.h
-RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER, RTM_DELTFILTER = 36, 37, 44, 45
-NLM_REQUEST, NLM_ACK, NLM_EXCL, NLM_CREATE = 0x1, 0x4, 0x200, 0x400
+RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC, RTM_NEWTFILTER, RTM_DELTFILTER = 36, 37, 38, 44, 45
+NLM_REQUEST, NLM_ACK, NLM_EXCL, NLM_DUMP, NLM_CREATE = 0x1, 0x4, 0x200, 0x300, 0x400
+NLMSG_DONE, NLMSG_ERROR = 3, 2
 TC_H_CLSACT, TC_INGRESS = 0xFFFFFFF1, 0xFFFFFFF2
 TCA_KIND, TCA_OPTIONS = 1, 2
 TCA_BPF_OPS_LEN, TCA_BPF_OPS, TCA_BPF_FLAGS = 4, 5, 8
@@ -55,6 +56,15 @@ def raise_shield(index: int) -> str:
     return made
 
 
+def foresee_shield(index: int) -> str:
+    """Give what `raise_shield` would give now if nothing goes wrong; "" when the kernel does not say."""
+    try:
+        return "filter" if TC_H_CLSACT in _parents(index) else "qdisc"
+    except OSError as error:
+        log.warning("queues-not-listed index=%d error=%s", index, error)
+        return ""
+
+
 def lower_shield(index: int, made: str) -> None:
     """Undo `raise_shield`; the interface may be gone."""
     try:
@@ -77,6 +87,28 @@ def _attribute(kind: int, value: bytes) -> bytes:
 
 def _text(kind: int, value: str) -> bytes:
     return _attribute(kind, value.encode("ascii") + b"\0")
+
+
+def _parents(index: int) -> set[int]:
+    """Give the parents of an interface's queueing disciplines."""
+    found: set[int] = set()
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
+        netlink.bind((0, 0))
+        message = struct.pack("=BxxxiIII", 0, index, 0, 0, 0)
+        netlink.send(struct.pack("=IHHII", 16 + len(message), RTM_GETQDISC, NLM_REQUEST | NLM_DUMP, 1, 0) + message)
+        while True:
+            answer = netlink.recv(1 << 18)
+            while len(answer) >= 16:
+                length, kind = struct.unpack_from("=IH", answer)
+                if kind == NLMSG_ERROR:
+                    code = -struct.unpack_from("=i", answer, 16)[0]
+                    raise OSError(code, os.strerror(code))
+                if kind == NLMSG_DONE:
+                    return found
+                _, whose, _, parent = struct.unpack_from("=BxxxiII", answer, 16)
+                if whose == index:
+                    found.add(parent)
+                answer = answer[(length + 3) & ~3 :]
 
 
 def _ask(kind: int, flags: int, index: int, handle: int, parent: int, info: int, attributes: bytes) -> None:

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from coven.errors import CovenError, Where
 from coven.network.captures import mark_opening, open_input, open_output
 from coven.network.interfaces import Interface, check_interface, list_interfaces, set_up
-from coven.network.opened import OpenedPort, change, restore
-from coven.network.shield import raise_shield
+from coven.network.opened import OpenedPort, change, hold, restore
+from coven.network.shield import foresee_shield, raise_shield
 
 # enum coven_port_tool and COVEN_PORT_* of abi.h; a test compares them
 TOOL_AFPACKET, TOOL_PCAP, TOOL_TAP, TOOL_GEN = 1, 2, 3, 4
@@ -53,6 +53,10 @@ class NicTool(Protocol):
 
     name: str
 
+    def intend(self, port: Mapping[str, Any]) -> OpenedPort | None:
+        """Give, without descriptors, what `close` must put back if we die while opening; None when it is nothing."""
+        ...
+
     def open(self, port: Mapping[str, Any], *, taken: Collection[str] = ()) -> OpenedPort:
         """Open a port of an instance plan; nothing is left changed when it raises CovenError.
 
@@ -79,6 +83,18 @@ class AfpacketTool:
 
     name = "afpacket"
 
+    def intend(self, port: Mapping[str, Any]) -> OpenedPort | None:
+        """Note how IPv6 is set, and whether somebody filters there already."""
+        interface = str(port["interface"])
+        try:
+            index = socket.if_nametoindex(interface)
+            settings = hold(_settings_of(interface))
+        except OSError:
+            return None  # it is not there; open() has the words
+        made = foresee_shield(index)
+        shield = (index, made) if made else None
+        return OpenedPort(str(port["name"]), self.name, interface, (-1, -1), {}, "", settings, shield)
+
     def open(self, port: Mapping[str, Any], *, taken: Collection[str] = ()) -> OpenedPort:
         """Check the interface, shut the host's stack out of it, make ring and sockets."""
         interface = check_interface(str(port["interface"]), str(port["name"]), taken=taken)
@@ -86,7 +102,7 @@ class AfpacketTool:
         settings: dict[str, str] = {}
         with contextlib.ExitStack() as undo:
             try:
-                settings = change({f"{SYSCTL}/ipv6/conf/{interface.name}/disable_ipv6": "1"})
+                settings = change(_settings_of(interface.name))
                 undo.callback(restore, settings)
                 rx = receive_socket(interface.name, interface.index, slot_bytes, slots)
                 undo.callback(rx.close)
@@ -115,6 +131,11 @@ class AfpacketTool:
                 settings=settings,
                 shield=(interface.index, made) if made else None,
             )
+
+
+def _settings_of(interface: str) -> dict[str, str]:
+    """Give the settings that an interface has while it is a port."""
+    return {f"{SYSCTL}/ipv6/conf/{interface}/disable_ipv6": "1"}
 
 
 def ring_geometry(mtu: int) -> tuple[int, int]:
@@ -192,6 +213,10 @@ class PcapTool:
 
     name = "pcap"
 
+    def intend(self, port: Mapping[str, Any]) -> OpenedPort | None:
+        """Files are not put back."""
+        return None
+
     def open(self, port: Mapping[str, Any], *, taken: Collection[str] = ()) -> OpenedPort:
         """Check the input whole, make the output; CovenError port.bad-file names what is wrong where.
 
@@ -231,6 +256,10 @@ class TapTool:
     """A virtual interface of the host whose other end is the port."""
 
     name = "tap"
+
+    def intend(self, port: Mapping[str, Any]) -> OpenedPort | None:
+        """A tap goes away with its last descriptor."""
+        return None
 
     def open(self, port: Mapping[str, Any], *, taken: Collection[str] = ()) -> OpenedPort:
         """Make the interface and bring it up; it goes away with its last descriptor."""
@@ -289,6 +318,10 @@ class GenTool:
     """Makes packets by itself and swallows what is sent to it."""
 
     name = "gen"
+
+    def intend(self, port: Mapping[str, Any]) -> OpenedPort | None:
+        """Nothing is changed."""
+        return None
 
     def open(self, port: Mapping[str, Any], *, taken: Collection[str] = ()) -> OpenedPort:
         """Need nothing from the system but a descriptor that tells one opening from another."""

@@ -42,12 +42,18 @@ class PortSet:
             )
         if plan.interface is not None:
             taken[plan.interface] = f"{self._instance} port {plan.name}"
+        tool = tool_of(document)
         try:
-            opened = await asyncio.to_thread(tool_of(document).open, document, taken=set(taken) - {plan.interface})
+            # What must be put back is on disk before anything is changed: nobody can die with it unsaid.
+            intent = await asyncio.to_thread(tool.intend, document)
+            if intent is not None:
+                self._opened[plan.name] = intent.to_json()
+                self._context.save()
+            opened = await asyncio.to_thread(tool.open, document, taken=set(taken) - {plan.interface})
         except BaseException:
+            self._opened.pop(plan.name, None)
             self._release(plan)
             raise
-        # What must be put back is on disk before anybody can die with it unsaid.
         self._opened[plan.name] = opened.to_json()
         self._context.save()
         self._context.keeper.put(self.fds_name(plan.name), [os.dup(fd) for fd in opened.fds])

@@ -2,7 +2,8 @@
 
 Effects are what a successor must cope with having happened or not: lines of the journal, the manifest, descriptors
 given to the keeper or taken back, processes started. An even n dies before effect n / 2, an odd one after it. The
-file is removed by the death, so the successor lives.
+file is removed by the death, so the successor lives. A name in the file instead of a number: it dies after the effect of that name;
+with the word `keeper` behind it the keeper dies first.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from coven.network import tools
 from coven.supervisor.journal import Journal
 from coven.supervisor.keeper import Keeper
 from coven.supervisor.main import main
@@ -30,10 +32,31 @@ def point() -> None:
     if not KILL_AT.exists():
         passed = 0
         return
-    if passed == int(KILL_AT.read_text()):
-        KILL_AT.unlink()
-        os.kill(os.getpid(), signal.SIGKILL)
+    if KILL_AT.read_text() == str(passed):
+        die()
     passed += 1
+
+
+def die() -> None:
+    """Die once."""
+    words = KILL_AT.read_text().split()
+    KILL_AT.unlink()
+    if "keeper" in words:
+        os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def named(effect: Callable[..., Any]) -> Callable[..., Any]:
+    """Die after the effect when its name is in the file."""
+
+    @functools.wraps(effect)
+    def wrapped(*arguments: Any, **more: Any) -> Any:
+        result = effect(*arguments, **more)
+        if KILL_AT.exists() and effect.__name__ in KILL_AT.read_text().split():
+            die()
+        return result
+
+    return wrapped
 
 
 def deadly(effect: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,6 +80,8 @@ for holder, name in (
     (os, "posix_spawn"),
 ):
     setattr(holder, name, deadly(getattr(holder, name)))
+for name in ("change", "raise_shield"):
+    setattr(tools, name, named(getattr(tools, name)))
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,13 +7,16 @@ for, and nothing else is there.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from coven.network.shield import foresee_shield
 from tests.lib import plans
+from tests.lib.net import Host, Network, unavailable
 from tests.lib.platform import BIN, PlatformUnderTest
 from tests.platform import components as sources
 
@@ -101,3 +104,51 @@ def test_a_supervisor_killed_at_every_point_of_a_verb(platform: PlatformUnderTes
     while killed_in(platform, verb, plan, n):
         n += 1
     assert n > 20
+
+
+# ---- what ports change on the host -------------------------------------------------------------------
+
+
+def as_it_was(host: Host, interface: str) -> bool:
+    """Whether IPv6 is on and nothing filters there."""
+    with host.entered():
+        made = foresee_shield(socket.if_nametoindex(interface))
+    off = host.run("cat", f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6").stdout.strip()
+    return (off, made) == ("0", "qdisc")
+
+
+@pytest.mark.root
+@pytest.mark.skipif(bool(unavailable()), reason=str(unavailable()))
+@pytest.mark.parametrize("effect", ["change", "raise_shield"])
+@pytest.mark.parametrize("dead", ["supervisor", "keeper"])
+def test_an_interface_is_put_back_after_a_death_while_it_was_opened(tmp_path: Path, effect: str, dead: str) -> None:
+    """A supervisor that takes over opens it anew, one that finds no keeper sweeps; it is the host's again in the end."""
+    trigger = tmp_path / "kill-at"
+    environment = {
+        "COVEN_TEST_KILL_AT": str(trigger),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
+    }
+    with Network() as network:
+        host, peer = network.host("appliance"), network.host("peer")
+        for name in ("lan0", "wan0"):
+            network.veth(host, name, peer, name)
+        assert as_it_was(host, "lan0")
+        program = ("-m", "tests.lib.dying_supervisor")
+        with PlatformUnderTest(tmp_path, host=host, program=program, environment=environment) as platform:
+            ports = [plans.afpacket_port("lan", "lan0"), plans.afpacket_port("wan", "wan0")]
+            plan = plans.chain("fw-1", platform.package("demo", {"README": "no component"}), [], ports)
+            trigger.write_text(f"{effect} {dead}")
+            platform.request("execute", operation="deploy-1", verb="deploy", instance="fw-1", plan=plan)
+            if dead == "keeper":
+                assert platform.keeper is not None
+                platform.keeper.wait(20)
+                platform.kill_all()
+                platform.start()
+            else:
+                assert platform.wait_operation("deploy-1")["state"] == "succeeded"
+                assert not as_it_was(host, "lan0")
+                platform.execute("terminate", "fw-1", force=True)
+            assert not trigger.exists()
+            assert as_it_was(host, "lan0")
+            assert as_it_was(host, "wan0")
+        assert platform.leftovers() == []
