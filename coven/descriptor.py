@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from coven import limits
 from coven.component_descriptor import COMPONENT_FILE, parse_component_type
 from coven.errors import CovenError, Where
 from coven.model import Component, ComponentType, Isolation, Limits, OnFailure, Parameter, Port, Vnf
@@ -177,9 +176,20 @@ def _components(
                 cpu=float(resources.get("cpu", 1.0)),
                 pids=resources.get("pids", 32),
             ),
-            replicas=description.get("replicas", 1),
+            replicas=_replicas(document, name, description.get("replicas", 1), faults),
         )
     return components
+
+
+def _replicas(document: Document, name: str, replicas: int, faults: list[CovenError]) -> int:
+    """Refuse several: without a key that divides packets among them, all but the first would stand idle."""
+    if replicas > 1:
+        faults.append(
+            CovenError("descriptor.invalid", f"component {name} asks for {replicas} replicas, "
+                       "but packets cannot be divided among several yet",
+                       hint="leave `replicas` out", where=document.where(("components", name, "replicas")))
+        )  # fmt: skip
+    return replicas
 
 
 def _type(document: Document, read: ReadFile, name: str, source: str, faults: list[CovenError]) -> ComponentType | None:
@@ -277,7 +287,7 @@ def _check_used(
     paths: tuple[Any, ...],
     faults: list[CovenError],
 ) -> None:
-    """Refuse what no path reaches, since it would silently do nothing, and too many replicas."""
+    """Refuse what no path reaches, since it would silently do nothing."""
     used = {link.target for path in paths for link in path.links} | {path.ingress for path in paths}
     for kind, names in (("ports", ports), ("components", components)):
         faults.extend(
@@ -285,10 +295,4 @@ def _check_used(
                        hint="put it on a path or leave it out", where=document.where((kind, name), key=True))
             for name in names
             if name not in used
-        )  # fmt: skip
-    replicas = sum(component.replicas for component in components.values())
-    if replicas > limits.MAX_REPLICAS:
-        faults.append(
-            CovenError("descriptor.invalid", f"the components have {replicas} replicas together, "
-                       f"at most {limits.MAX_REPLICAS}", where=document.where(("components",), key=True))
         )  # fmt: skip

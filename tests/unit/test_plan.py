@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -76,7 +77,8 @@ def test_what_cannot_be_fused_is_shared() -> None:
 
 
 def test_a_fused_component_has_one_replica() -> None:
-    vnf = parse(edited(VNF, "isolation: fused", "isolation: fused\n    replicas: 3"))
+    whole = parse()
+    vnf = replace(whole, components=(replace(whole.components[0], replicas=3), *whole.components[1:]))
     assert make(vnf).components[0].replicas == 3
     assert make(vnf, grants={"*": "fused"}).components[0].replicas == 1
 
