@@ -55,6 +55,7 @@ bool coven_ring_sleep(struct coven_ring_side *side);
 void coven_ring_awake(struct coven_ring_side *side);
 
 uint64_t coven_ledger_bytes(const struct coven_plan *plan);
+uint64_t coven_ledger_breadcrumb_offset(void);
 int64_t coven_capture_check(int fd, char *why, size_t why_bytes);
 """
 

@@ -214,9 +214,11 @@ static int ask_agent(struct coven_worker *worker, struct request *request)
 
     if (index >= worker->plan->n_components || !worker->component[index].fused.runtime)
         return -ENOENT;
+    coven_fused_enter(worker, (uint16_t)index, NULL, 0);
     request->answer_bytes =
         coven_runtime_agent(worker->component[index].fused.runtime, request_payload, request->payload_bytes,
                             answer_payload, sizeof(answer_payload));
+    coven_fused_leave(worker);
     return 0;
 }
 
@@ -286,8 +288,10 @@ static void answer(struct coven_worker *worker, struct request *request)
     request->answer.seq = request->message.seq;
     request->answer.index = request->message.index;
     result = handle(worker, request, why, sizeof(why));
-    if (worker->ready && !worker->leaving)
+    if (worker->ready && !worker->leaving) {
         coven_worker_settle(worker); /* a sweep may have sent packets on */
+        worker->halted = coven_graph_is_halted(worker);
+    }
     if (request->deferred && result == 0)
         return;
     request->answer.result = result;

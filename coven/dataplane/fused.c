@@ -23,6 +23,24 @@ static inline uint64_t cycles(void)
 #endif
 }
 
+void coven_fused_enter(struct coven_worker *worker, uint16_t component, const uint32_t *handles, uint16_t n)
+{
+    struct coven_breadcrumb *crumb = &worker->book.ledger->breadcrumb;
+
+    if (n > 0)
+        memcpy(crumb->handle, handles, sizeof(handles[0]) * n);
+    crumb->n = n;
+    __asm__ volatile("" ::: "memory"); /* the list before the number that makes it count */
+    crumb->component = component + 1u;
+    __asm__ volatile("" ::: "memory");
+}
+
+void coven_fused_leave(struct coven_worker *worker)
+{
+    __asm__ volatile("" ::: "memory");
+    worker->book.ledger->breadcrumb.component = 0;
+}
+
 int coven_fused_start(struct coven_worker *worker, uint16_t component, char *why, size_t why_bytes)
 {
     struct coven_component_link *link = &worker->component[component];
@@ -30,8 +48,12 @@ int coven_fused_start(struct coven_worker *worker, uint16_t component, char *why
 
     if (fused->runtime || fused->code_fd < 0)
         return 0;
+    coven_fused_enter(worker, component, NULL, 0);
     fused->runtime = coven_runtime_start(fused->code_fd, fused->start, fused->start_bytes,
                                          link->state_segment.base, 0, why, why_bytes);
+    /* a worker that cannot become ready because of it ends: the breadcrumb stays, to say why */
+    if (fused->runtime || worker->ready)
+        coven_fused_leave(worker);
     close(fused->code_fd);
     fused->code_fd = -1;
     free(fused->start);
@@ -45,7 +67,9 @@ void coven_fused_stop(struct coven_worker *worker, uint16_t component)
 
     if (fused->runtime) {
         coven_fused_drop_held(worker, component, COVEN_DROP_STOPPED);
+        coven_fused_enter(worker, component, NULL, 0);
         coven_runtime_stop(fused->runtime);
+        coven_fused_leave(worker);
         fused->runtime = NULL;
     }
 }
@@ -72,24 +96,6 @@ static void fill_packets(struct coven_worker *worker, uint16_t hop, const uint32
             .room_back = (uint32_t)buffer_bytes - meta->offset - meta->length,
         };
     }
-}
-
-static void leave_breadcrumb(struct coven_worker *worker, uint16_t component, const uint32_t *handles, uint16_t n)
-{
-    struct coven_breadcrumb *crumb = &worker->book.ledger->breadcrumb;
-
-    if (n > 0)
-        memcpy(crumb->handle, handles, sizeof(handles[0]) * n);
-    crumb->n = n;
-    __asm__ volatile("" ::: "memory"); /* the list before the number that makes it count */
-    crumb->component = component + 1u;
-    __asm__ volatile("" ::: "memory");
-}
-
-static void clear_breadcrumb(struct coven_worker *worker)
-{
-    __asm__ volatile("" ::: "memory");
-    worker->book.ledger->breadcrumb.component = 0;
 }
 
 static void hold(struct coven_worker *worker, uint16_t component, const struct coven_packet *pkt, uint32_t handle)
@@ -185,10 +191,10 @@ void coven_fused_process(struct coven_worker *worker, uint16_t hop, const uint32
         return;
     }
     fill_packets(worker, hop, handles, n, pkts);
-    leave_breadcrumb(worker, component, handles, n);
+    coven_fused_enter(worker, component, handles, n);
     before = cycles();
     coven_runtime_process(fused->runtime, pkts, n);
-    clear_breadcrumb(worker);
+    coven_fused_leave(worker);
     coven_book_room(&worker->book, 0, 2, 0);
     coven_book_count(&worker->book, COVEN_CELL_COMPONENT(component, COVEN_COMPONENT_CYCLES), cycles() - before);
     coven_book_count(&worker->book, COVEN_CELL_COMPONENT(component, COVEN_COMPONENT_IN_PKTS), n);
@@ -259,9 +265,9 @@ void coven_fused_tick(struct coven_worker *worker)
         if (!fused->runtime)
             continue;
         if (worker->now_ns >= fused->tick_ns || fused->held.n > 0) {
-            leave_breadcrumb(worker, c, NULL, 0);
+            coven_fused_enter(worker, c, NULL, 0);
             coven_runtime_tick(fused->runtime, worker->now_ns);
-            clear_breadcrumb(worker);
+            coven_fused_leave(worker);
             fused->tick_ns = worker->now_ns + COVEN_NS_PER_S;
         }
         coven_fused_collect(worker);

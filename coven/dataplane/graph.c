@@ -4,6 +4,25 @@
  * ascending order takes every packet to its end: no recursion, and branches that meet again are one burst again. */
 #include "worker.h"
 
+bool coven_graph_is_halted(const struct coven_worker *worker)
+{
+    const struct coven_plan *plan = worker->plan;
+
+    for (uint32_t c = 0; c < plan->n_components; c++) {
+        const struct coven_plan_component *component = &plan->components[c];
+
+        if (component->on_failure != COVEN_ON_FAILURE_STOP)
+            continue;
+        if (component->isolation == COVEN_FUSED && !worker->component[c].fused.runtime)
+            return true;
+        for (uint32_t r = 0; component->isolation != COVEN_FUSED && r < component->n_replicas; r++)
+            if (!worker->replica[component->first_replica + r].attached)
+                return true;
+    }
+    return false;
+}
+
+/* With on_failure stop the ports are not read any more, but what was inside already still comes here. */
 void coven_graph_component_down(struct coven_worker *worker, uint16_t hop, const uint32_t *handles, uint16_t n)
 {
     const struct coven_plan_hop *place = &worker->plan->hops[hop];

@@ -56,6 +56,11 @@ uint64_t coven_ledger_bytes(const struct coven_plan *plan)
     return place(plan, &scratch);
 }
 
+uint64_t coven_ledger_breadcrumb_offset(void)
+{
+    return offsetof(struct coven_ledger, breadcrumb) + offsetof(struct coven_breadcrumb, component);
+}
+
 void coven_ledger_format(struct coven_ledger *ledger, const struct coven_plan *plan)
 {
     place(plan, ledger);

@@ -116,6 +116,8 @@ struct coven_book {
 
 /* Bytes of a ledger for this plan. */
 uint64_t coven_ledger_bytes(const struct coven_plan *plan);
+/* Where the ledger has breadcrumb.component, for whoever wants to know in whose code a worker died. */
+uint64_t coven_ledger_breadcrumb_offset(void);
 /* Fill in the offsets of a new ledger in zeroed memory: zero means free, empty, nothing under way. */
 void coven_ledger_format(struct coven_ledger *ledger, const struct coven_plan *plan);
 /* Check that the ledger has the layout that the plan asks for. Returns 0 or -EINVAL. */

@@ -23,8 +23,11 @@ static bool tell(struct coven_worker *worker, struct coven_removal *removal, uin
             .kind = COVEN_ENTRY_FLOW_REMOVED,
         };
 
-        if (worker->component[component].fused.runtime)
+        if (worker->component[component].fused.runtime) {
+            coven_fused_enter(worker, component, NULL, 0);
             coven_runtime_flow_removed(worker->component[component].fused.runtime, &meta);
+            coven_fused_leave(worker);
+        }
         removal->to_answer &= ~bit;
     } else {
         struct coven_replica_link *link = coven_replica_choose(worker, component, removal->flow);

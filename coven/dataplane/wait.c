@@ -124,7 +124,7 @@ static uint64_t collect_fds(struct coven_worker *worker, struct sleeper *s)
 {
     uint64_t due = next_timer(worker);
     /* without free buffers nothing can be received: wait until a component gives one back */
-    bool can_receive = worker->receiving && worker->book.ledger->n_free > 0;
+    bool can_receive = worker->receiving && !worker->halted && worker->book.ledger->n_free > 0;
 
     s->n = 0;
     s->n_ports = 0;

@@ -25,7 +25,7 @@ int coven_worker_run(struct coven_worker *worker)
         coven_wait_clock(worker);
 
         /* rx -> graph -> fused components, rings, tx queues */
-        for (uint16_t p = 0; worker->receiving && p < worker->plan->n_ports; p++)
+        for (uint16_t p = 0; worker->receiving && !worker->halted && p < worker->plan->n_ports; p++)
             if (worker->port[p].attached)
                 done += coven_ingress_burst(worker, p);
 

@@ -148,6 +148,7 @@ struct coven_worker {
     bool ready;     /* READY was answered */
     bool running;   /* RUN came: packets move; before, a successor waits until all replicas are attached again */
     bool receiving; /* ports are read: not while pausing */
+    bool halted;    /* a component whose on_failure is stop is down: ports are not read either */
     bool leaving;
     int exit_status;
     struct {
@@ -189,10 +190,16 @@ uint32_t coven_egress_flush(struct coven_worker *worker, uint16_t port);
 /* ---- graph.c ---- */
 /* Run all waiting packets to where they leave the worker's hands. */
 void coven_graph_walk(struct coven_worker *worker);
+/* Whether a component whose on_failure is stop is down. Changes only by messages of the supervisor. */
+bool coven_graph_is_halted(const struct coven_worker *worker);
 /* What the component's on_failure says for packets that it cannot get now. */
 void coven_graph_component_down(struct coven_worker *worker, uint16_t hop, const uint32_t *handles, uint16_t n);
 
 /* ---- fused.c ---- */
+/* Around each call into a fused component's code: the breadcrumb in the ledger says whose it is and which packets are
+ * in its hands, for the case that the worker dies in it. */
+void coven_fused_enter(struct coven_worker *worker, uint16_t component, const uint32_t *handles, uint16_t n);
+void coven_fused_leave(struct coven_worker *worker);
 int coven_fused_start(struct coven_worker *worker, uint16_t component, char *why, size_t why_bytes)
     __attribute__((warn_unused_result));
 void coven_fused_stop(struct coven_worker *worker, uint16_t component);

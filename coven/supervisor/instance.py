@@ -9,12 +9,13 @@ from coven.agents.client import outcome
 from coven.agents.protocol import MAX_BYTES, Request, decode_answer, encode_request, start_lines
 from coven.errors import CovenError, Where
 from coven.forwarder.instance_plan import ComponentPlan, InstancePlan
-from coven.model import Isolation
+from coven.model import Isolation, OnFailure
 from coven.supervisor import control, memory
 from coven.supervisor.component import Home, Program, Replica
 from coven.supervisor.context import Context
+from coven.supervisor.fused import guilty
 from coven.supervisor.ports import PortSet
-from coven.supervisor.worker import Feed, Worker
+from coven.supervisor.worker import OUTPUT_LINES, Feed, Worker
 
 if TYPE_CHECKING:
     from coven.dataplane.layout import Layout
@@ -38,6 +39,7 @@ class Instance:
         self.stats_name = f"/{context.settings.platform_id}-{plan.instance}"
         self._layout: Layout | None = None
         self._health = "ok"
+        self._halting: list[str] = []  # told last
         self.ports = PortSet(context, plan.instance, plan.ports)
         home = Home(
             instance=plan.instance,
@@ -53,7 +55,15 @@ class Instance:
                 for replica in range(component.replicas):
                     number = len(self.replicas)
                     self.replicas.append(Replica(context, home, component, index, number, replica))
-        feed = Feed(self._segments, self.ports.descriptors, self._code, lambda: self.replicas, self.changed)
+        feed = Feed(
+            segments=self._segments,
+            ports=self.ports.descriptors,
+            code=self._code,
+            replicas=lambda: self.replicas,
+            guilty=self._guilty,
+            name=lambda index: plan.components[index].name,
+            changed=self.changed,
+        )
         self.worker = Worker(context, plan.instance, plan.worker.cores[0], feed)
 
     @property
@@ -154,6 +164,11 @@ class Instance:
         )
         return encode_request(Request(1, "start", "", lines))
 
+    def _guilty(self) -> int | None:
+        ledger = self._context.keeper.get(self._name("ledger"))
+        found = guilty(ledger[0]) if ledger else None
+        return found if found is not None and found < len(self.plan.components) else None
+
     async def _attach(self, replica: Replica) -> None:
         await self.worker.attach(replica)
 
@@ -194,11 +209,13 @@ class Instance:
             if not 0 <= replica < len(replicas):
                 raise CovenError("component.not-found", f"component {name} has no replica {replica}")
             return await replicas[replica].ask(verb, what, lines, timeout)
-        if self.worker.state not in ("ready", "running"):
+        if self.worker.state not in ("ready", "running") or index in self.worker.fused.parked:
+            parked = index in self.worker.fused.parked
+            why = "parked" if parked else f"fused and the worker is {self.worker.state}"
             raise CovenError(
                 "component.not-running",
-                f"component {name} is fused and the worker is {self.worker.state}",
-                hint="start the instance",
+                f"component {name} is {why}",
+                hint="`heal` starts a parked component again" if parked else "start the instance",
                 where=Where(part=f"component {name}"),
             )
         request = encode_request(Request(1, verb, what, lines))
@@ -242,9 +259,23 @@ class Instance:
             self._context.save()
             self._context.emit("instance-state", self.id, None, state=state, health=self.health)
 
+    def halting(self) -> list[str]:
+        """Give the components whose absence stops the whole function (`on_failure: stop`)."""
+        if self.state != "started":
+            return []
+        names = []
+        for index, component in enumerate(self.plan.components):
+            absent = any(replica.state != "ready" for replica in self.replicas_of(index))
+            if component.on_failure is OnFailure.STOP and (absent or index in self.worker.fused.parked):
+                names.append(component.name)
+        return names
+
     def problems(self) -> list[str]:
         """Say what is not as it should be."""
-        found = []
+        found = [f"forwarding is stopped until component {name} is back (on_failure: stop)" for name in self.halting()]
+        for index, how in self.worker.fused.parked.items():
+            name = self.plan.components[index].name
+            found.append(f"component {name} killed the worker too often and is parked: {how}")
         for replica in self.replicas:
             if replica.state == "parked":
                 found.append(f"{replica.part} died too often and is parked: {replica.last_exit}")
@@ -259,12 +290,19 @@ class Instance:
     @property
     def health(self) -> str:
         """ok, degraded or failed."""
-        if self.worker.state == "parked" or any(replica.state == "parked" for replica in self.replicas):
+        parked = [replica for replica in self.replicas if replica.state == "parked"]
+        if self.worker.state == "parked" or parked or self.worker.fused.parked or self.halting():
             return "failed"
         return "degraded" if self.problems() else "ok"
 
     def changed(self) -> None:
         """Something died, came back or was parked."""
+        halting = self.halting()
+        if halting and not self._halting:
+            self._context.emit("forwarding-stopped", self.id, f"component {halting[0]}")
+        elif self._halting and not halting and self.state == "started":
+            self._context.emit("forwarding-resumed", self.id, f"component {self._halting[0]}")
+        self._halting = halting
         health = self.health
         if health != self._health:
             self._health = health
@@ -281,7 +319,7 @@ class Instance:
                     "framework": component.framework,
                     "isolation_asked": str(component.isolation_asked),
                     "isolation": str(component.isolation),
-                    "replicas": replicas or [self._fused()],
+                    "replicas": replicas or [self._fused(index)],
                 }
             )
         return {
@@ -300,16 +338,16 @@ class Instance:
             "workers": [self.worker.to_json()],
         }
 
-    def _fused(self) -> dict[str, Any]:
-        worker = self.worker.to_json()
+    def _fused(self, index: int) -> dict[str, Any]:
+        worker, parked = self.worker.to_json(), index in self.worker.fused.parked
         return {
             "pid": worker["pid"],
-            "state": "fused" if worker["pid"] else "stopped",
+            "state": "parked" if parked else "fused" if worker["pid"] else "stopped",
             "restarts": worker["restarts"],
             "uid": None,
             "cgroup": None,
-            "last_exit": worker["last_exit"],
-            "last_output": [],
+            "last_exit": self.worker.fused.parked[index] if parked else worker["last_exit"],
+            "last_output": self.worker.log.texts(OUTPUT_LINES) if parked else [],
         }
 
     # ---- manifest -------------------------------------------------------------------------------

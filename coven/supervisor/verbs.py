@@ -161,6 +161,10 @@ def _heal(instance: Instance, component: str | None) -> list[Step]:
     for replica in instance.replicas:
         if wanted is None or replica.index == wanted:
             steps.append(Step(f"heal {replica.part}", replica.part, replica.heal, nothing, COMPONENTS))
+    for index, plan in enumerate(instance.plan.components):
+        if plan.isolation is Isolation.FUSED and wanted in (None, index):
+            name, again = f"component {plan.name}", partial(instance.worker.heal_fused, index)
+            steps.append(Step(f"heal {name}", name, again))
     if wanted is None or not instance.replicas_of(wanted):
         steps.append(Step("heal worker 0", "worker 0", instance.worker.heal))
     return steps

@@ -16,6 +16,7 @@ from coven.supervisor import cgroup, control
 from coven.supervisor.backoff import BackOff
 from coven.supervisor.context import Context
 from coven.supervisor.control import WorkerControl, WorkerGone, WorkerSilent
+from coven.supervisor.fused import FusedComponents
 from coven.supervisor.launch import ENVIRONMENT, Sandbox, program_folders, spawn
 from coven.supervisor.logs import LogTail
 from coven.supervisor.process import Process, exit_text
@@ -41,6 +42,8 @@ class Feed:
     ports: Callable[[], list[tuple[int, tuple[int, ...]]]]  # index, descriptors
     code: Callable[[], list[tuple[int, int, bytes]]]  # component, shared object, start message
     replicas: Callable[[], list[Replica]]
+    guilty: Callable[[], int | None]  # component that the last worker died in
+    name: Callable[[int], str]  # of a component
     changed: Callable[[], None]
 
 
@@ -56,6 +59,7 @@ class Worker:
         self.process: Process | None = None
         self.log = LogTail()
         self.recovered = ""
+        self.fused = FusedComponents()
         self._control: WorkerControl | None = None
         self._attached: dict[int, int] = {}  # replica -> pid of the process that was attached
         self._changing = asyncio.Lock()  # one ATTACH or DETACH at a time
@@ -86,6 +90,7 @@ class Worker:
         """Start it up to READY with all ready replicas attached. Raises CovenError; then nothing is left running."""
         self._wanted, self._run = True, False
         self._back_off.reset()
+        self.fused.release()
         try:
             await self._launch()
         except BaseException:
@@ -139,6 +144,18 @@ class Worker:
             await self.start()
             if run:
                 await self.run()
+
+    async def heal_fused(self, index: int) -> None:
+        """Give a fused component that is parked another chance: the worker gets its code."""
+        if index not in self.fused.parked:
+            return
+        self.fused.release(index)
+        self._context.save()
+        if self.state in ("ready", "running"):
+            for number, fd, start in self._feed.code():
+                if number == index:
+                    await self.request(control.CODE, index=number, payload=start, fds=(fd,))
+        self._feed.changed()
 
     async def request(self, op: int, **more: Any) -> Control:
         """Ask the worker. Raises CovenError, also when there is none just now."""
@@ -194,6 +211,7 @@ class Worker:
             "restarts": self.restarts,
             "last_exit": self.last_exit,
             "attached": {str(number): pid for number, pid in self._attached.items()},
+            "fused_parked": self.fused.remember(),
         }
 
     def recall(self, document: dict[str, Any]) -> None:
@@ -201,6 +219,7 @@ class Worker:
         state, self.last_exit = str(document["state"]), document["last_exit"]
         self.restarts = int(document["restarts"])
         self._wanted, self._run = bool(document["wanted"]), bool(document["run"])
+        self.fused.recall(document.get("fused_parked", {}))
         fds = self._context.keeper.get(self.fds_name)
         if state in ("ready", "running") and document["pid"] and len(fds) == 3:
             self.process = Process.adopted(document["pid"], document["start_time"], self._context.keeper, self._died)
@@ -293,7 +312,8 @@ class Worker:
         for index, fds in self._feed.ports():
             await channel.request(control.PORT, index, fds=fds)
         for index, fd, start in self._feed.code():
-            await channel.request(control.CODE, index, payload=start, fds=(fd,))
+            if index not in self.fused.parked:
+                await channel.request(control.CODE, index, payload=start, fds=(fd,))
         answer = await channel.request(control.READY, timeout=READY_TIMEOUT)
         self.recovered = answer.payload.split(b"\0")[0].decode("utf-8", "replace")
         async with self._changing:
@@ -346,7 +366,11 @@ class Worker:
         if self.state not in ("ready", "running") or not self._wanted:
             return
         self.state = "restarting"
-        self._context.emit("worker-died", self._instance, PART, pid=process.pid, exit=self.last_exit)
+        culprit = self._feed.guilty()
+        inside = None if culprit is None else self._feed.name(culprit)
+        self._context.emit(
+            "worker-died", self._instance, PART, pid=process.pid, exit=self.last_exit, component=inside
+        )
         self._task = asyncio.create_task(self._back_off_or_park())
 
     def _suspect(self) -> None:
@@ -371,7 +395,13 @@ class Worker:
 
     async def _back_off_or_park(self) -> None:
         self._feed.changed()
-        wait = self._back_off.died()
+        culprit = self._feed.guilty()
+        if culprit is not None and culprit not in self.fused.parked:
+            wait: float | None = self.fused.died(culprit, self.last_exit)
+            if culprit in self.fused.parked:
+                self._parked_fused(culprit)
+        else:
+            wait = self._back_off.died()
         if wait is not None:
             await self._restart(wait)
             return
@@ -381,6 +411,12 @@ class Worker:
         self._context.emit(
             "worker-parked", self._instance, PART, exit=self.last_exit, output=self.log.texts(OUTPUT_LINES)
         )
+        self._feed.changed()
+
+    def _parked_fused(self, index: int) -> None:
+        self._context.save()
+        part, output = f"component {self._feed.name(index)}", self.log.texts(OUTPUT_LINES)
+        self._context.emit("component-parked", self._instance, part, exit=self.last_exit, output=output)
         self._feed.changed()
 
     async def _restart(self, wait: float) -> None:
@@ -393,6 +429,8 @@ class Worker:
                 await self.run()
         except CovenError as error:
             log.warning("instance=%s worker: %s", self._instance, error.message)
+            if self._task is not asyncio.current_task():
+                return  # it was ready already when it died: that death has begun the next start
             self.state = "restarting"
             if self.process is not None and self.process.alive:
                 await self.process.end()

@@ -215,7 +215,7 @@ enum coven_port_tool {
 enum coven_on_failure {
     COVEN_ON_FAILURE_DROP = 0,
     COVEN_ON_FAILURE_BYPASS = 1, /* to output 0 */
-    COVEN_ON_FAILURE_STOP = 2,
+    COVEN_ON_FAILURE_STOP = 2,   /* dropped, and no port is read until the component is there again */
 };
 
 struct coven_plan_port {
