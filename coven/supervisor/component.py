@@ -29,6 +29,7 @@ STOP_GRACE = 1.0
 LAST_WORDS_BYTES = 128
 CHECK_TIMEOUT = 3.0  # of a component that is to be healed
 OUTPUT_LINES = 20  # of a dead component, shown with its error
+QUOTED_CHARACTERS = 300  # of each of them
 LAUNCH_FAILED = 125  # exit status of coven-launch itself
 
 # Descriptors of a component process, COVEN_FD_* of abi.h; a test compares them.
@@ -461,7 +462,7 @@ class Replica:
 
 
 def _quote(output: list[str]) -> str:
-    return ":\n" + "\n".join(f"  {line}" for line in output) if output else ""
+    return ":\n" + "\n".join(f"  {line[:QUOTED_CHARACTERS]}" for line in output) if output else ""
 
 
 def _unique(paths: tuple[str, ...]) -> tuple[str, ...]:

@@ -19,12 +19,14 @@ pytestmark = pytest.mark.skipif(not (BIN / "coven-worker").exists(), reason="the
 
 ENDLESS = 2**40  # packets
 INSTANCE = "fw-1"
+STATE = {"bytes": 24, "version": 1, "scope": "flow", "class": "soft"}
 
 HEAD = """
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -32,9 +34,14 @@ HEAD = """
 #include <sys/stat.h>
 #include <unistd.h>
 #include <coven/component.h>
-static void burst(struct coven_component *self, struct coven_packet *pkts, uint16_t n)
+static void process(struct coven_component *self, struct coven_packet *pkt, void *fs)
 {
-    (void)self; (void)pkts; (void)n;
+    (void)self; (void)pkt; (void)fs;
+}
+static int allocate(struct coven_component *self, const struct coven_packet *pkt, void *fs)
+{
+    (void)self; (void)pkt; (void)fs;
+    return 0;
 }
 static uint8_t *map(int fd, size_t *bytes)
 {
@@ -68,9 +75,9 @@ static void keep_full(int fd)
         poll(NULL, 0, 1);
     }
 }
-static void stop(struct coven_component *self, struct coven_packet *pkts, uint16_t n)
+static void stop(struct coven_component *self, struct coven_packet *pkt, void *fs)
 {
-    (void)self; (void)pkts; (void)n;
+    (void)self; (void)pkt; (void)fs;
     kill(getpid(), SIGSTOP);
 }
 static int init(struct coven_component *self)
@@ -82,8 +89,126 @@ static int init(struct coven_component *self)
         keep_full(COVEN_FD_WORKER);
     return 0;
 }
-COVEN_COMPONENT(.process_burst = stop, .init = init);
+COVEN_COMPONENT(.process_pkt = stop, .allocate_new_fs = allocate, .init = init);
 """
+
+
+# Writes at random over all that it has, for ever, beside the component: headers, ring words, entries, packets, state slots.
+SCRIBBLES = """
+static void scribble(uint8_t *at, size_t bytes)
+{
+    uint64_t x = 88172645463325252u;
+
+    for (uint32_t n = 0; at; n++) {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        /* every second time within the first page: that is where headers and ring words are */
+        at[x % (n % 2 ? bytes : 4096)] = (uint8_t)(x >> 56);
+        if (n % 4096 == 0)
+            poll(NULL, 0, 1);
+    }
+}
+static int init(struct coven_component *self)
+{
+    (void)self;
+    for (int fd = COVEN_FD_REPLICA; fd <= COVEN_FD_POOL; fd++) {
+        size_t bytes = 0;
+        uint8_t *at = map(fd, &bytes);
+
+        if (at && fork() == 0)
+            scribble(at, bytes);
+    }
+    return 0;
+}
+COVEN_COMPONENT(.process_pkt = process, .allocate_new_fs = allocate, .init = init);
+"""
+
+# Tries to make the memory of others vanish, then to make new mappings impossible.
+RESIZES = """
+static int init(struct coven_component *self)
+{
+    for (int fd = COVEN_FD_REPLICA; fd <= COVEN_FD_POOL; fd++) {
+        char name[32];
+        int again;
+
+        if (ftruncate(fd, 0) == 0 || ftruncate(fd, 1 << 30) == 0)
+            coven_log(self, "resized");
+        if (fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE) == 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE) == 0)
+            coven_log(self, "sealed");
+        snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
+        again = open(name, O_RDWR | O_TRUNC);
+        if (again >= 0 && ftruncate(again, 0) == 0)
+            coven_log(self, "resized by name");
+        fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 1 << 20);
+    }
+    return 0;
+}
+COVEN_COMPONENT(.process_pkt = process, .allocate_new_fs = allocate, .init = init);
+"""
+
+# Talks without end on standard output and error and on the agent socket, as large as a datagram may be and wrong.
+TALKS = """
+static void talk(struct coven_component *self, struct coven_packet *pkt, void *fs)
+{
+    static char noise[65536];
+
+    (void)self; (void)pkt; (void)fs;
+    if (noise[0])
+        return;
+    memset(noise, 'x', sizeof(noise));
+    for (int fd = 1; fd <= COVEN_FD_AGENT; fd++) {
+        if (fork() != 0)
+            continue;
+        for (;;)
+            if (write(fd, noise, sizeof(noise)) < 0)
+                poll(NULL, 0, 1);
+    }
+}
+COVEN_COMPONENT(.process_pkt = talk, .allocate_new_fs = allocate);
+"""
+
+# Closes everything it was given once packets come, and stays.
+CLOSES = """
+static void close_all(struct coven_component *self, struct coven_packet *pkt, void *fs)
+{
+    (void)self; (void)pkt; (void)fs;
+    for (int fd = 0; fd < 64; fd++)
+        close(fd);
+    for (;;)
+        pause();
+}
+COVEN_COMPONENT(.process_pkt = close_all, .allocate_new_fs = allocate);
+"""
+
+# Cannot be asked to go: no signal is heard, and its children left its process group.
+CLINGS = """
+static int init(struct coven_component *self)
+{
+    (void)self;
+    for (int number = 1; number < 32; number++)
+        signal(number, SIG_IGN);
+    for (int i = 0; i < 3; i++) {
+        if (fork() != 0)
+            continue;
+        setsid();
+        if (fork() != 0)
+            _exit(0);
+        for (;;)
+            pause();
+    }
+    return 0;
+}
+static void stay(struct coven_component *self)
+{
+    (void)self;
+    for (;;)
+        pause();
+}
+COVEN_COMPONENT(.process_pkt = process, .allocate_new_fs = allocate, .init = init, .fini = stay);
+"""
+
+ATTACKS = {"scribbles": SCRIBBLES, "resizes": RESIZES, "talks": TALKS, "closes": CLOSES, "clings": CLINGS}
 
 
 @pytest.fixture
@@ -99,7 +224,7 @@ def two_paths(platform: PlatformUnderTest, source: str, isolation: str, **more: 
     root = platform.package("demo", {"hostile/hostile.c": HEAD + source})
     ports = [plans.gen_port("lan", ENDLESS, rate=2000), plans.gen_port("wan")]
     others = [plans.gen_port("lan-b", ENDLESS, rate=2000), plans.gen_port("wan-b")]
-    hostile = plans.component("hostile", root, "c", isolation_asked=isolation, isolation=isolation, **more)
+    hostile = plans.component("hostile", root, "c", isolation_asked=isolation, isolation=isolation, state=STATE, **more)
     plan = plans.chain(INSTANCE, root, [hostile], ports)
     plan["ports"] += [{**others[0], "path": 1, "first": {"port": 3}}, {**others[1], "path": None, "first": None}]
     plan["paths"].append({"name": "other", "ingress": "lan-b", "spi": 0})
@@ -115,7 +240,7 @@ def snapshot(platform: PlatformUnderTest) -> dict[str, Any] | None:
     return dict(taken)
 
 
-def moves_on(platform: PlatformUnderTest, packets: int = 500, port: str = "wan-b") -> dict[str, Any]:
+def moves_on(platform: PlatformUnderTest, packets: int = 100, port: str = "wan-b") -> dict[str, Any]:
     """Give a snapshot once so many more packets have left by the other path."""
     first = platform.wait_for(lambda: snapshot(platform), "the worker does not answer")["ports"][port]["tx_pkts"]
 
@@ -133,7 +258,26 @@ def stays_whole(platform: PlatformUnderTest, worker: int) -> None:
     platform.execute("terminate", INSTANCE, force=True)
 
 
-@pytest.mark.parametrize("isolation", ["copy", "shared"])
-def test_doorbells_that_are_full_and_wait(platform: PlatformUnderTest, isolation: str) -> None:
-    platform.deploy(two_paths(platform, DOORBELLS, isolation))
+def test_doorbells_that_are_full_and_wait(platform: PlatformUnderTest) -> None:
+    platform.deploy(two_paths(platform, DOORBELLS, "copy"))
     stays_whole(platform, platform.instance(INSTANCE)["workers"][0]["pid"])
+
+
+@pytest.mark.parametrize(
+    ("what", "isolation"), [*((what, "copy") for what in ATTACKS), ("scribbles", "shared"), ("resizes", "shared")]
+)
+def test_what_it_does_harms_nobody_else(platform: PlatformUnderTest, what: str, isolation: str) -> None:
+    """Also not the next worker, nor the next supervisor."""
+    platform.deploy(two_paths(platform, ATTACKS[what], isolation, hold={"packets": 64, "ms": 20}))
+    worker = platform.instance(INSTANCE)["workers"][0]["pid"]
+    moves_on(platform)
+    assert platform.instance(INSTANCE)["workers"][0]["pid"] == worker
+    log = platform.request("logs", instance=INSTANCE, component="hostile", lines=20)["lines"]
+    assert not [line for line in log if "resized" in line["text"] or "sealed" in line["text"]]
+    platform.kill(worker)
+    worker = platform.wait_worker(INSTANCE, other_than=worker)["pid"]
+    moves_on(platform)
+    supervisor = platform.supervisor_pid
+    platform.kill(supervisor)
+    platform.wait_supervisor(other_than=supervisor)
+    stays_whole(platform, worker)
