@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from coven.dataplane.layout import drop_reasons
+from coven.descriptor.schema_check import schema
 from coven.errors import CODES
 from coven.processing import framework
-from coven.schema_check import schema
 
 BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 AREAS = {

@@ -1,4 +1,4 @@
-"""What a package describes, as frozen values. `descriptor.py` makes them, `forwarder/plan.py` plans from them."""
+"""What a package describes, as frozen values. `coven.descriptor` makes them, `forwarder/plan.py` plans from them."""
 
 from __future__ import annotations
 

@@ -61,8 +61,8 @@ def register(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def run_validate(_: Context, arguments: argparse.Namespace) -> None:
     """Check without an agent."""
-    from coven import descriptor
     from coven import package as packages
+    from coven.descriptor import vnf as descriptor
 
     path: Path = arguments.file
     try:

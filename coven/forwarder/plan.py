@@ -12,6 +12,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from coven import limits
+from coven.descriptor.option_schema import check_value, fill_defaults
+from coven.descriptor.parameters import raise_all, resolve, substitute
 from coven.errors import CovenError, Where
 from coven.forwarder.bindings import Binding, normalise
 from coven.forwarder.instance_plan import (
@@ -29,8 +31,6 @@ from coven.forwarder.instance_plan import (
 )
 from coven.forwarder.plan_check import INSTANCE_PATTERN
 from coven.model import Component, Isolation, ServicePath, Vnf
-from coven.option_schema import check_value, fill_defaults
-from coven.parameters import raise_all, resolve, substitute
 from coven.processing import framework
 from coven.suggest import near_miss
 

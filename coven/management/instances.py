@@ -12,8 +12,8 @@ from typing import Any
 from coven.errors import CovenError, Where
 from coven.management.operations import ABSENT, Operations
 from coven.management.packages import Packages
+from coven.management.state import PENDING, Instance, Store
 from coven.management.supervisor_client import SupervisorClient
-from coven.state import PENDING, Instance, Store
 
 INSTANCE_ID = re.compile(r"[a-z][a-z0-9-]{0,62}")
 ASK_MS = 4000  # how long a component may take to answer

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from coven.errors import CovenError
-from coven.events import EventLog
+from coven.management.events import EventLog
+from coven.management.state import PENDING, Instance, Store
 from coven.management.supervisor_client import OutcomeUnknown, SupervisorClient
-from coven.state import PENDING, Instance, Store
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coven.errors import CovenError
-from coven.events import EventLog
 from coven.management.body import save_archive
-from coven.state import Store
+from coven.management.events import EventLog
+from coven.management.state import Store
 
 if TYPE_CHECKING:
     from coven.package import Package

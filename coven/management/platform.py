@@ -13,14 +13,14 @@ from typing import Any
 
 import coven
 from coven.errors import CovenError
-from coven.events import EventLog
+from coven.management.events import EventLog
 from coven.management.instances import Instances
 from coven.management.monitor import Monitor
 from coven.management.operations import Operations
 from coven.management.packages import Packages
 from coven.management.reconcile import Reconciler
+from coven.management.state import Store
 from coven.management.supervisor_client import SupervisorClient
-from coven.state import Store
 
 MAX_WAITERS = 8  # requests that wait for something to happen; more than that are answered at once
 

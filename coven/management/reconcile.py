@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 from coven.errors import CovenError
-from coven.events import EventLog
+from coven.management.events import EventLog
 from coven.management.operations import Operations
+from coven.management.state import PENDING, Instance, Store
 from coven.management.supervisor_client import SupervisorClient
-from coven.state import PENDING, Instance, Store
 
 log = logging.getLogger(__name__)
 

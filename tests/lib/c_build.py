@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from coven.component_descriptor import COMPONENT_FILE, parse_component_type
 from coven.dataplane.build import CFLAGS, INCLUDE
+from coven.descriptor.component import COMPONENT_FILE, parse_component_type
 from coven.processing.framework import Source, load
 from tests.lib.builds import component
 

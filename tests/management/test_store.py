@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from coven import events, state
 from coven.errors import CovenError
-from coven.events import EventLog
+from coven.management import events, state
+from coven.management.events import EventLog
 from coven.management.operations import new_operation
-from coven.state import PENDING, Instance, Store
+from coven.management.state import PENDING, Instance, Store
 
 
 def instance(name: str) -> Instance:
@@ -103,7 +103,7 @@ def test_a_step_of_the_schema_happens_as_a_whole(
 def test_what_was_said_to_be_written_survives_kill(tmp_path: Path) -> None:
     """A writer is killed over and over; nothing that it reported is missing, nothing is half there."""
     code = (
-        "import sys; from pathlib import Path; from coven.state import Store\n"
+        "import sys; from pathlib import Path; from coven.management.state import Store\n"
         "store = Store(Path(sys.argv[1])); n = int(sys.argv[2])\n"
         "while True:\n"
         "    store.add_package(f'p{n}', {'id': f'p{n}'}); print(n, flush=True); n += 1\n"

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from coven.dataplane.core import lib
-from coven.descriptor import load_component_type
+from coven.descriptor.vnf import load_component_type
 from tests.lib.examples import EXAMPLES, call, example, tcp
 from tests.lib.replica import Returned, Sent
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coven.descriptor import load_component_type
+from coven.descriptor.vnf import load_component_type
 from coven.errors import CovenError
 from coven.processing.framework import Source, load
 from tests.lib.examples import ROOT, call, described, example

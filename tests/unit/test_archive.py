@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coven.archive import Bounds, pack, unpack
 from coven.errors import CODES, CovenError
+from coven.package.archive import Bounds, pack, unpack
 from tests.lib.zips import Zip
 
 SMALL = Bounds(archive_bytes=1 << 20, directory_bytes=8192, entries=50, total_bytes=3 << 20, file_bytes=2 << 20,

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coven.descriptor import load_component_type, load_vnf, parse_vnf
+from coven.descriptor.option_schema import check_schema, check_value, pattern_fault
+from coven.descriptor.vnf import load_component_type, load_vnf, parse_vnf
 from coven.errors import CODES, CovenError
 from coven.model import Isolation, Link, OnFailure, Vnf
-from coven.option_schema import check_schema, check_value, pattern_fault
 from tests.lib.functions import FIRST, SECOND, VNF, edited, write
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from coven.dataplane.layout import drop_reasons
-from coven.descriptor import load_vnf
+from coven.descriptor.schema_check import schema
+from coven.descriptor.vnf import load_vnf
 from coven.docs_gen import AREAS, refresh
 from coven.errors import CODES
-from coven.schema_check import schema
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from coven import package
 from coven.errors import CovenError
-from coven.manifest import MANIFEST
+from coven.package.manifest import MANIFEST
 from tests.lib.functions import FIRST, edited, write
 from tests.lib.zips import Zip
 

@@ -27,7 +27,7 @@ FORBIDDEN = {
 }  # fmt: skip
 # Parts of the pure planner: no files, no processes, no sockets, no clock.
 PURE = ("coven.forwarder.plan", "coven.forwarder.plan_check", "coven.forwarder.instance_plan", "coven.forwarder.bindings",
-        "coven.parameters", "coven.paths", "coven.option_schema", "coven.model", "coven.limits", "coven.errors")  # fmt: skip
+        "coven.descriptor.parameters", "coven.descriptor.paths", "coven.descriptor.option_schema", "coven.model", "coven.limits", "coven.errors")  # fmt: skip
 IMPURE_MODULES = {
     "os",
     "socket",

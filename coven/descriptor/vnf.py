@@ -1,7 +1,7 @@
-"""Descriptors: vnf.yaml of a function and component.yaml of each of its components, read into model.py's types.
+"""vnf.yaml of a function and, through it, component.yaml of each of its components, read into model.py's types.
 
 Everything in them is untrusted. All faults that can be found are found at once, each with file, line and
-column. Nothing of a package is run. Called by package.py, the command line and tests.
+column. Nothing of a package is run. Called by coven.package, the command line and tests.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from coven.component_descriptor import COMPONENT_FILE, parse_component_type
+from coven.descriptor.component import COMPONENT_FILE, parse_component_type
+from coven.descriptor.option_schema import check_schema, check_value, place_of
+from coven.descriptor.parameters import raise_all, references, substitute
+from coven.descriptor.paths import read_paths
+from coven.descriptor.schema_check import check, in_order
+from coven.descriptor.yaml_source import MAX_BYTES, Document, Location, describe, parse
 from coven.errors import CovenError, Where
 from coven.model import Component, ComponentType, Isolation, Limits, OnFailure, Parameter, Port, Vnf
-from coven.option_schema import check_schema, check_value, place_of
-from coven.parameters import raise_all, references, substitute
-from coven.paths import read_paths
-from coven.schema_check import check, in_order
 from coven.suggest import near_miss
-from coven.yaml_source import MAX_BYTES, Document, Location, describe, parse
 
 VNF_FILE = "vnf.yaml"
 

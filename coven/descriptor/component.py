@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from coven.descriptor.option_schema import check_schema
+from coven.descriptor.parameters import raise_all
+from coven.descriptor.schema_check import check, in_order
+from coven.descriptor.yaml_source import Document, describe, parse
 from coven.errors import CovenError, Where
 from coven.model import Argument, ComponentType, FlowState, Hold, Metric, Operation
-from coven.option_schema import check_schema
-from coven.parameters import raise_all
 from coven.processing import framework
-from coven.schema_check import check, in_order
 from coven.suggest import near_miss
-from coven.yaml_source import Document, describe, parse
 
 COMPONENT_FILE = "component.yaml"
 PYTHON_TYPES: dict[str, tuple[type, ...]] = {

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from coven.archive import bad, unsafe_name
 from coven.errors import CovenError, Where
+from coven.package.archive import bad, unsafe_name
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.cms"

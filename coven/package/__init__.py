@@ -16,15 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from coven import manifest
-from coven.archive import pack, unpack, unsafe_name
-from coven.component_descriptor import COMPONENT_FILE
-from coven.descriptor import VNF_FILE, load_vnf, read_file
+from coven.descriptor.component import COMPONENT_FILE
+from coven.descriptor.parameters import raise_all
+from coven.descriptor.vnf import VNF_FILE, load_vnf, read_file
+from coven.descriptor.yaml_source import Document, parse
 from coven.errors import CovenError, Where
 from coven.model import Vnf
-from coven.parameters import raise_all
+from coven.package import manifest
+from coven.package.archive import pack, unpack, unsafe_name
 from coven.processing import framework
-from coven.yaml_source import Document, parse
 
 BUILD_FILE = "package.yaml"
 INCOMING = ".incoming-"  # beginning of the name of a folder that is being filled

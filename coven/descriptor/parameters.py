@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from coven.descriptor.option_schema import check_value
 from coven.errors import CovenError, Where
 from coven.model import Parameter
-from coven.option_schema import check_value
 from coven.suggest import near_miss
 
 # `$${` stands for a literal `${`; what follows `${` up to `}` is a name, right or wrong.

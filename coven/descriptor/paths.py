@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from coven import limits
+from coven.descriptor.yaml_source import Document, Location
 from coven.errors import CovenError, Where
 from coven.model import Component, Link, OnFailure, ServicePath
 from coven.suggest import near_miss
-from coven.yaml_source import Document, Location
 
 BACK = "-back"  # ending of the name of a bidirectional path's way back
 

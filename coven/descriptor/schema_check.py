@@ -11,11 +11,11 @@ from typing import Any
 import jsonschema
 import referencing
 
+from coven.descriptor.option_schema import explain, show, validator_class
+from coven.descriptor.yaml_source import Document, Location, describe
 from coven.errors import CovenError
 from coven.limits import KEY_PATTERN, NAME_PATTERN
-from coven.option_schema import explain, show, validator_class
 from coven.suggest import near_miss
-from coven.yaml_source import Document, Location, describe
 
 PATTERN_WORDS = {
     NAME_PATTERN: "a name has lower-case letters, digits and dashes, begins with a letter, and is at most 31 long",
@@ -27,8 +27,8 @@ NEW_KEY_HINT = "known here: {}"
 
 @functools.cache
 def schema(name: str) -> Any:
-    """Give a schema of coven/schemas by its short name, `vnf` or `component`."""
-    text = resources.files("coven").joinpath(f"schemas/{name}.schema.json").read_text(encoding="utf-8")
+    """Give a schema of coven/descriptor/schemas by its short name, `vnf` or `component`."""
+    text = resources.files("coven.descriptor").joinpath(f"schemas/{name}.schema.json").read_text(encoding="utf-8")
     return json.loads(text)
 
 
