@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import mmap
 import os
@@ -364,6 +365,33 @@ def test_packets_too_large_for_the_interface_are_mtu_exceeded(bench: Bench) -> N
     assert bench.wan.send(ethernet(1, 1600)) == reasons()["mtu-exceeded"]
     assert bench.wan.send(b"\xff" * 6) == reasons()["tx-error"]
     assert bench.wan.send(ethernet(1, 60), cut=5) == reasons()["truncated"]
+
+
+def test_what_the_interface_has_no_room_for_is_tx_full() -> None:
+    """A tap whose other end nobody reads, without a queue before it: the kernel says so for each frame."""
+    with Network() as net:
+        box = net.host("box")
+        with box.entered():
+            unread = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+            request = struct.pack("16sH22x", b"full", 0x0002 | 0x1000)  # IFF_TAP | IFF_NO_PI
+            fcntl.ioctl(unread, 0x400454CA, request)  # TUNSETIFF
+        try:
+            box.ip("link", "set", "full", "txqueuelen", "8", "up")
+            box.run("tc", "qdisc", "replace", "dev", "full", "root", "noqueue")
+            opened = open_port(box, "full")
+            port = Driver(opened)
+            results = [port.send(ethernet(n, 60)) for n in range(40)]
+            room = results.count(0xFF)
+            assert 0 < room < 40
+            assert set(results[room:]) == {reasons()["tx-full"]}
+            assert port.drops() == {"tx-full": 40 - room}
+            os.read(unread, 2048)
+            assert port.send(ethernet(99, 60)) == 0xFF
+            port.close()
+            with box.entered():
+                opened.close()
+        finally:
+            os.close(unread)
 
 
 def test_a_super_frame_goes_on_in_later_bursts_and_in_another_process(bench: Bench) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import stat
 import tempfile
@@ -264,6 +265,19 @@ def test_what_hangs_at_start_is_ended(tmp_path: Path) -> None:
         error = failed_deploy(platform, python_plan(platform, sources.HANGS_PY))["error"]
         assert error["code"] == "component.start-timeout"
         assert "waiting for godot" in error["message"]
+    assert platform.leftovers() == []
+
+
+def test_a_worker_that_cannot_start_is_shown_with_its_output(tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    shutil.copytree(BIN, programs)
+    tmp_path.chmod(0o755)
+    (programs / "coven-worker").write_text("#!/bin/sh\necho no worker today\nexit 7\n")
+    with PlatformUnderTest(tmp_path, bin_dir=programs) as platform:
+        error = failed_deploy(platform, c_chain(platform))["error"]
+        assert error["code"] == "platform.internal"
+        assert "no worker today" in error["message"]
+        assert error["where"]["part"] == "worker 0"
     assert platform.leftovers() == []
 
 
