@@ -207,15 +207,20 @@ static void sleep_now(struct coven_worker *worker)
     after_sleep(worker, &sleeper);
 }
 
-static uint32_t turns_before_sleep(const struct coven_worker *worker)
+/* Whether to look once more before sleeping: low-latency always, power-save never. */
+static bool stays_awake(struct coven_worker *worker)
 {
     switch (worker->plan->profile) {
     case COVEN_PROFILE_LOW_LATENCY:
-        return UINT32_MAX;
+        return true;
     case COVEN_PROFILE_POWER_SAVE:
-        return 0;
+        return false;
     default:
-        return BALANCED_YIELDS;
+        if (worker->idle_loops >= BALANCED_YIELDS)
+            return false;
+        worker->idle_loops++;
+        sched_yield();
+        return true;
     }
 }
 
@@ -234,11 +239,7 @@ void coven_wait_turn(struct coven_worker *worker, uint32_t done)
     if (done > 0) {
         add(worker, COVEN_CELL_WORKER(COVEN_WORKER_BUSY_LOOPS));
         worker->idle_loops = 0;
-    } else if (worker->idle_loops < turns_before_sleep(worker)) {
-        worker->idle_loops++;
-        if (worker->plan->profile == COVEN_PROFILE_BALANCED)
-            sched_yield();
-    } else if (!worker->leaving) {
+    } else if (!stays_awake(worker) && !worker->leaving) {
         sleep_now(worker);
     }
 }
