@@ -178,9 +178,11 @@ class Operations:
             operation_id = operation_id.get("id")
         if isinstance(operation_id, str) and operation_id in self._live:
             try:
-                self.update(self._supervisor.request("operation", operation=operation_id))
+                document = self._supervisor.request("operation", operation=operation_id)
             except CovenError as error:
                 log.warning("operation=%s cannot be followed: %s", operation_id, error.message)
+            else:
+                self.update(document)
 
     def update(self, document: dict[str, Any]) -> dict[str, Any]:
         """Take what the supervisor says of an operation; settle it if it has ended."""

@@ -59,6 +59,8 @@ class Reconciler:
                 log.warning("the supervisor closed the event connection")
             except OSError as error:
                 log.info("no supervisor yet: %s", error)
+            except CovenError as error:
+                log.error("what happened cannot be written down yet: %s", error.message)
             except Exception:
                 log.exception("following the supervisor failed")
             # Only while there is no supervisor; a connection that stands is waited on.
@@ -70,7 +72,10 @@ class Reconciler:
             self.reconcile()
         except CovenError as error:
             log.error("reconciliation failed: %s", error)
-        self._settled.set()
+            if error.code == "platform.no-resources":
+                raise  # what could not be written down must be later: `_follow` tries again
+        finally:
+            self._settled.set()
 
     def reconcile(self) -> None:
         """Settle operations, adopt instances, deploy again what is missing."""

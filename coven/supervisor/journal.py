@@ -7,6 +7,7 @@ journal without end belongs to an operation that a dead supervisor did not finis
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -14,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from coven.supervisor.reserve import Reserve
 
 OPERATION_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 KEPT = 64  # ended operations that are remembered
@@ -32,9 +35,9 @@ class Record:
 class Journal:
     """The journal of one operation, open for appending."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create; the first line of a new one must be its head."""
-        self._path = path
+    def __init__(self, path: Path, reserve: Reserve | None = None) -> None:
+        """Open or create; the first line of a new one must be its head. reserve: for when the disk is full."""
+        self._path, self._reserve = path, reserve
         new = not path.exists()
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         if new:
@@ -42,7 +45,18 @@ class Journal:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append a line; it is on disk when this returns."""
-        os.write(self._fd, json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        if self._reserve is None:
+            self._append(data)
+        else:
+            self._reserve.write(lambda: self._append(data))
+
+    def _append(self, data: bytes) -> None:
+        """Append a whole line or nothing: half a line would hide all that come after it."""
+        size = os.fstat(self._fd).st_size
+        if os.write(self._fd, data) < len(data):
+            os.ftruncate(self._fd, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fdatasync(self._fd)
 
     def close(self) -> None:

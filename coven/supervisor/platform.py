@@ -21,6 +21,7 @@ from coven.supervisor.keeper import SOCKET_FD
 from coven.supervisor.operation import Operation, Runner, Step, from_record
 from coven.supervisor.ports import LinkWatch
 from coven.supervisor.process import children
+from coven.supervisor.reserve import Reserve
 from coven.supervisor.server import LISTEN_NAME
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Platform:
         self.agent = ManagementAgent(context)
         self.links = LinkWatch(context)
         self.ending = asyncio.Event()
+        self.reserve = Reserve(context.settings.journal_dir / "reserve")
         self._tasks: set[asyncio.Task[None]] = set()
         self._open_records: dict[str, Record] = {}
         self._reexec = False
@@ -92,7 +94,8 @@ class Platform:
         request["state"] = target.state
         operation = Operation(name, verb, instance, request)
         operation.steps = verbs.steps_of(self.context, target, verb, component, self._forget)
-        pen = Journal(self.context.settings.journal_dir / f"{name}.jsonl")
+        self.reserve.hold()
+        pen = Journal(self.context.settings.journal_dir / f"{name}.jsonl", self.reserve)
         pen.write(operation.head())
         self._begin(operation, target, pen, None)
         return operation
@@ -185,9 +188,13 @@ class Platform:
         }
         # In the journal's folder, where only root can write: the agent may make files in the run directory.
         temporary = settings.journal_dir / "supervisor.json.new"
-        temporary.touch(mode=0o600)  # it holds the keys of flow hashes
-        temporary.write_text(json.dumps(document), encoding="utf-8")
-        temporary.replace(settings.manifest_path)
+
+        def write() -> None:
+            temporary.touch(mode=0o600)  # it holds the keys of flow hashes
+            temporary.write_text(json.dumps(document), encoding="utf-8")
+            temporary.replace(settings.manifest_path)
+
+        self.reserve.write(write)
 
     def read_manifest(self) -> dict[str, Any] | None:
         """Give the manifest that a predecessor wrote, if there is one."""
@@ -257,7 +264,7 @@ class Platform:
     def _resume_operation(self, name: str, record: Record) -> None:
         head = record.head
         request = dict(head["request"])
-        pen = Journal(self.context.settings.journal_dir / f"{name}.jsonl")
+        pen = Journal(self.context.settings.journal_dir / f"{name}.jsonl", self.reserve)
         target = self.instances.get(str(head["instance"]))
         operation = Operation(name, str(head["verb"]), str(head["instance"]), request, started=float(head["started"]))
         try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -318,3 +320,71 @@ def test_a_lost_state_file_takes_nothing_with_it(platform: Platform, tmp_path: P
     assert rest.finish(rest.call("POST", "/v1/instances/fw/terminate", {"force": True}))["state"] == "succeeded"
     assert rest.call("DELETE", f"/v1/packages/{identity}").status == 204
     assert (under_test.state_dir / "agent.sqlite.damaged").exists() == (damage == "corrupt")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk with little more room than what uploads must leave free."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=70m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs root to mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(file: Path) -> None:
+    """Fill the disk to its last byte."""
+    with file.open("wb", buffering=0) as out, contextlib.suppress(OSError):
+        for size in (1 << 16, 512, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    out.write(b"x" * size)
+
+
+@pytest.mark.root
+def test_a_full_disk_refuses_what_is_new_and_ends_what_was_begun(small_disk: Path, tmp_path: Path) -> None:
+    work, ballast = small_disk / "platform", small_disk / "ballast"
+    work.mkdir()
+    with PlatformUnderTest(work, agent=True, agent_arguments=("--listen", "none")) as under_test:
+        platform = Platform(under_test)
+        rest = platform.rest
+        folder = tmp_path / "source"
+        (folder / "part").mkdir(parents=True)
+        (folder / "vnf.yaml").write_text(VNF)
+        (folder / "part" / "component.yaml").write_text(COMPONENT % ("python", "part.py"))
+        (folder / "part" / "part.py").write_text(
+            "import time\nfrom coven.component import Component\ntime.sleep(0.5)\n"
+            "class Part(Component):\n    def process_packet(self, packet): pass\n"
+        )
+        identity = platform.upload(folder, tmp_path)
+        fill(ballast)
+        archive = package.build(ROOT / "packages" / "passthrough", tmp_path).read_bytes()
+        refused = rest.call("POST", "/v1/packages", raw=archive, kind="application/zip")
+        assert (refused.status, refused.code) == (507, "platform.no-resources")
+        refused = platform.create(identity, id="fw")
+        assert (refused.status, refused.code) == (507, "platform.no-resources")
+        assert rest.get("/v1/instances")["instances"] == []
+        assert list((under_test.state_dir / "incoming").iterdir()) == []
+
+        ballast.unlink()
+        watcher = under_test.connect()
+        watcher.request("subscribe")
+        accepted = platform.create(identity, id="fw")
+        watcher.wait_event(
+            lambda e: e["type"] == "operation-step" and e["step"]["name"] == "component part"  # type: ignore[no-any-return]
+        )
+        watcher.close()
+        fill(ballast)
+        there = under_test.wait_operation(accepted.json["id"])
+        assert there["state"] in ("succeeded", "rolled-back"), there["error"]
+        ballast.unlink()
+        ended = rest.finish(accepted)
+        assert ended["state"] == there["state"]
+        actual = set(under_test.request("state")["instances"])
+        assert actual == {found["id"] for found in rest.get("/v1/instances")["instances"]}
+        if actual:
+            ended = rest.finish(rest.call("POST", "/v1/instances/fw/terminate", {"force": True}))
+            assert ended["state"] == "succeeded"
+    assert under_test.leftovers() == []
