@@ -145,6 +145,8 @@ class CovenError(Exception):
 
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where and str(self.where) else ""
+        if place and self.message.startswith(place.rstrip(" :")):
+            place = ""  # "port lan: port lan is not bound"
         hint = f"\n  hint: {self.hint}" if self.hint else ""
         more = "".join(f"\n{finding}" for finding in self.findings)
         return f"{place}{self.message} [{self.code}]{hint}{more}"

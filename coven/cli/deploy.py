@@ -13,6 +13,7 @@ from coven.cli.show import line
 from coven.errors import CovenError
 
 TOOLS = ("auto", "afpacket", "tap", "pcap", "gen")
+BARE = ("pcap", "gen")  # need no interface, so their name alone will do; auto:gen is the interface `gen`
 
 
 def register(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -112,7 +113,7 @@ def binding(text: str) -> Any:
     if text.startswith("{"):
         return value(text)
     tool, colon, rest = text.partition(":")
-    if not colon or tool not in TOOLS:
+    if tool not in TOOLS or not (colon or tool in BARE):
         return text
     bound: dict[str, Any] = {"tool": tool}
     for part in filter(None, rest.split(",")):

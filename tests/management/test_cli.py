@@ -15,7 +15,7 @@ from tests.lib.standin import StandIn
 
 ROOT = Path(__file__).parents[2]
 PASSTHROUGH = ROOT / "packages" / "passthrough"
-PORTS = ("--port", "lan=gen:packets=0", "--port", "wan=gen:packets=0")
+PORTS = ("--port", "lan=gen:packets=0", "--port", "wan=gen")  # the second as short as can be
 
 
 def coven(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -53,6 +53,11 @@ def test_from_a_folder_to_nothing(agent: Agent) -> None:
     assert at(agent, "delete", "passthrough-1.0.0").stdout == "passthrough-1.0.0 is deleted\n"
     assert "package-deleted" in at(agent, "events").stdout
     assert at(agent, "operations").stdout.count("succeeded") == 6
+
+
+def test_a_place_is_said_once(agent: Agent) -> None:
+    done = at(agent, "deploy", PASSTHROUGH, "--port", "lan=gen")
+    assert "coven: port wan is not bound [binding.missing]" in done.stderr, done.stderr
 
 
 def test_a_failed_deployment(held: tuple[Agent, StandIn]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from coven import package
 from coven.descriptor.vnf import load_component_type
 from coven.errors import CovenError
 from coven.processing.framework import Source, load
@@ -114,3 +115,13 @@ def test_the_page_names_every_verb_and_code() -> None:
     from coven.agents.protocol import ERROR_CODES, VERBS
 
     assert set(re.findall(r"^\| `([a-z-]+)` \|", EXCHANGE_PAGE, re.MULTILINE)) == {*VERBS, *ERROR_CODES}
+
+
+def test_the_function_of_the_page_is_valid(tmp_path: Path) -> None:
+    folder = tmp_path / "tos-police"
+    folder.mkdir()
+    (folder / "component.yaml").write_text(blocks(PAGE, "yaml")[0])
+    (folder / "police.py").write_text(blocks(PAGE, "python")[0])
+    (tmp_path / "vnf.yaml").write_text(blocks(PAGE, "yaml")[-1])
+    found = package.validate(tmp_path)
+    assert found.id == "police-1.0.0" and found.vnf.components[0].options == {"every": 4}
