@@ -13,27 +13,34 @@ import pytest
 from coven.dataplane.build import HERE as DATAPLANE
 from coven.dataplane.build import INCLUDE
 from tests.fuzz import corpus
+from tests.lib import builds
 
 HERE = Path(__file__).resolve().parent
 SECONDS = int(os.environ.get("COVEN_FUZZ_SECONDS", "3"))
 CLANG = shutil.which("clang")
 
-needs_clang = pytest.mark.skipif(CLANG is None, reason="needs clang with libFuzzer")
+
+def _why_not() -> str | None:
+    if CLANG is None:
+        return "needs clang"
+    found = subprocess.run([CLANG, "-print-runtime-dir"], capture_output=True, text=True, check=False).stdout.strip()
+    return None if [*Path(found).glob("libclang_rt.fuzzer*")] else "needs libFuzzer (Debian: libclang-rt-14-dev)"
+
+
+needs_clang = pytest.mark.skipif(bool(_why_not()), reason=str(_why_not()))
 has_time = pytest.mark.deadline(SECONDS + 240)
 
 
 def run(tmp_path: Path, target: str, sources: Sequence[str], seeds: list[bytes], longest: int) -> None:
     """Fuzz `<target>.c` of this folder, linked with files of the core, from seeds of up to `longest` bytes."""
-    program = tmp_path / target
-    command = [
-        str(CLANG), "-std=gnu11", "-g", "-O1", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=undefined",
-        "-Wall", "-Wextra", "-I", str(DATAPLANE), "-I", str(INCLUDE), "-o", str(program),
-        str(HERE / f"{target}.c"), *(str(DATAPLANE / name) for name in sources),
-    ]  # fmt: skip
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    if built.returncode != 0 and "fuzzer" in built.stderr and "cannot find" in built.stderr:
-        pytest.skip("clang here has no libFuzzer")
-    assert built.returncode == 0, built.stderr
+    flags = ("-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=undefined")
+    inputs = [HERE / f"{target}.c", *(DATAPLANE / name for name in sources)]
+
+    def make(output: Path) -> None:
+        builds.run([str(CLANG), "-std=gnu11", "-g", "-O1", *flags, "-Wall", "-Wextra", f"-I{DATAPLANE}", f"-I{INCLUDE}", *inputs,
+                    "-o", output / target])  # fmt: skip
+
+    program = builds.made_once(target, inputs, [str(CLANG), *flags], make) / target
     folder = corpus.write(tmp_path / "corpus", seeds)
     done = subprocess.run(
         [str(program), f"-max_total_time={SECONDS}", f"-max_len={longest}", "-timeout=10", "-rss_limit_mb=1024",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import struct
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,9 @@ import yaml
 
 from coven.agents.client import AgentClient
 from coven.agents.schema import argument_lines, read_declarations, read_result
-from tests.lib import c_build
-from tests.lib.builds import BIN
+from coven.descriptor.component import COMPONENT_FILE, parse_component_type
+from coven.processing.framework import Source, load
+from tests.lib.builds import BIN, made_once
 from tests.lib.replica import Replica
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,11 +37,40 @@ def described(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return {**component, "framework": document["framework"], "entry": document["entry"]}, options
 
 
+def run_build(source: Source, output: Path) -> tuple[int, str]:
+    """Build a component in C into `output`, as the supervisor does but without a sandbox; status and stderr."""
+    build = load("c").build(source, output)
+    assert build is not None
+    for command in build.commands:
+        done = subprocess.run(command, cwd=source.folder, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            return done.returncode, done.stderr
+    assert build.artifact.is_file()
+    return 0, ""
+
+
+@functools.cache
+def built(name: str) -> tuple[Path, dict[str, Any]]:
+    """Build an example in C through the framework: the object's path, and its row for a plan."""
+    folder = EXAMPLES / name
+    kind = parse_component_type((folder / COMPONENT_FILE).read_bytes(), COMPONENT_FILE)
+    source = Source(name, folder, kind.entry, kind.build or {})
+    assert load("c").check(source) == ()
+
+    def make(output: Path) -> None:
+        assert run_build(source, output) == (0, "")
+
+    output = made_once(f"example-{name}", folder.glob("*.[ch]"), [repr(kind.build)], make)
+    keys = ("name", "outputs", "metrics", "operations", "state", "hold")
+    row = {key: value for key, value in dataclasses.asdict(kind).items() if key in keys and value is not None}
+    return output / f"{name}.so", row
+
+
 def example(name: str, log: Path, *, options: Mapping[str, Any] | None = None, **kwargs: Any) -> Replica:
     """Give an example component of vnfc_examples, not started yet; options are filled up with its defaults."""
     folder = EXAMPLES / name
     component, defaults = described(folder)
-    entry = c_build.example(name)[0] if component["framework"] == "c" else folder / component["entry"]
+    entry = built(name)[0] if component["framework"] == "c" else folder / component["entry"]
     return Replica(
         component["framework"], entry.parent, entry.name, component=component, options={**defaults, **(options or {})},
         bin_dir=BIN, log=log, **kwargs,

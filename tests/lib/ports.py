@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
 import mmap
 import os
 import re
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from typing import Any
 import cffi
 
 from coven.network.opened import OpenedPort
+from tests.lib import builds
 
 HERE = Path(__file__).resolve().parent
 DATAPLANE = HERE.parents[1] / "coven" / "dataplane"
@@ -59,8 +58,7 @@ def build() -> Any:
     )
     names = ["parse", "offload", "capture", "port", "port_rx", "port_afpacket", "port_pcap", "port_tap", "port_gen"]
     sources = [HERE / "port_driver.c", *(DATAPLANE / f"{name}.c" for name in names)]
-    stamp = hashlib.sha256(b"".join(path.read_bytes() for path in [*sources, *DATAPLANE.glob("*.h")])).hexdigest()
-    name = f"_coven_ports_{stamp[:16]}"
+    name = "_coven_ports"
     sanitizers = os.environ.get("COVEN_TEST_SANITIZERS", "").split()
     ffi.set_source(
         name,
@@ -70,14 +68,15 @@ def build() -> Any:
         extra_compile_args=["-std=gnu11", "-O1", "-g", "-fno-strict-aliasing", *sanitizers],
         extra_link_args=sanitizers,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        path = ffi.compile(tmpdir=folder)
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec and spec.loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-        return module
+    inputs = [*sources, HERE / "port_driver.h", HERE / "ports.py"]
+    folder = builds.made_once("ports", inputs, sanitizers, lambda folder: ffi.compile(tmpdir=str(folder)))
+    (path,) = folder.glob(f"{name}.*.so")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @functools.cache

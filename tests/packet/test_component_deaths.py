@@ -13,7 +13,7 @@ from tests.lib.dataplane import Rig, chain_plan, gen
 from tests.lib.parts import counter, obedient
 
 N = 20000
-POINTS = ("after-dequeue", "after-state-write", "after-staging", "after-commit", "after-counter")
+POINTS = ("after-dequeue", "after-state-write", "after-staging", "within-commit", "after-commit", "after-counter")
 PASSES = (1, 2, 5, 31, 32, 33, 64, 100, 200, 300)  # `after-counter` is passed once a burst
 
 
@@ -26,7 +26,7 @@ def packets_in_state(rig: Rig) -> int:
         at = head.slots_offset + i * head.slot_bytes
         slot = segment.struct("coven_slot", at)
         if slot.epoch:
-            half = at + 32 + (slot.commit & 1) * head.half_bytes
+            half = at + ffi.sizeof("struct coven_slot") + (slot.commit & 1) * head.half_bytes
             total += int(ffi.cast("uint64_t *", segment.struct("coven_slot", half))[0])
     return total
 
@@ -46,6 +46,8 @@ def test_it_dies_at_a_fault_point(isolation: str, point: str, n: int, tmp_path: 
         assert (found.held, found.quarantine) == (0, 0)
         assert found.drop("component-crash") == dropped
         assert found.tx == found.component(0, lib.COVEN_COMPONENT_OUT_PKTS) == packets_in_state(rig)
+        if point in ("after-dequeue", "after-state-write", "after-counter"):
+            assert staged == 0
         if point == "after-commit":
             assert staged > 0
         rig.component_env.pop("COVEN_FAULT")
@@ -55,6 +57,7 @@ def test_it_dies_at_a_fault_point(isolation: str, point: str, n: int, tmp_path: 
         assert end.tx == N - end.dropped == packets_in_state(rig)
         assert end.free == 2048
         assert end.component(0, lib.COVEN_COMPONENT_RESTARTS) <= 1
+        assert rig.stop() == 0
 
 
 def test_packets_pass_by_while_it_is_down(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from coven.agents.schema import read_declarations, read_result, read_values
 from coven.dataplane.core import lib
 from coven.errors import CovenError
-from tests.lib.builds import FAULTS, SANITIZERS, executables
-from tests.lib.c_build import example, object_of
+from tests.lib.builds import FAULTS, SANITIZERS, component_of, executables
+from tests.lib.examples import built
 from tests.lib.replica import Replica, Returned, Sent
 
 FLOW_STATE = struct.Struct("<QQII")  # of the example `counter`
@@ -57,7 +57,7 @@ def start_error(replica: Replica) -> str:
 
 @pytest.mark.parametrize("isolation", ["copy", "shared"])
 def test_filter_drops_what_is_marked(make: Make, isolation: str) -> None:
-    code, row = example("filter")
+    code, row = built("filter")
     replica = make(code, row, options={"mode": "drop"}, isolation=isolation)
     replica.start()
     sent = [Sent(bytes([i]) * (60 + i), {"mark": mark}) for i, mark in enumerate([0, 1, 2, 0, 7, 1])]
@@ -73,7 +73,7 @@ def test_filter_drops_what_is_marked(make: Make, isolation: str) -> None:
 
 
 def test_filter_switches_to_counting(make: Make) -> None:
-    code, row = example("filter")
+    code, row = built("filter")
     replica = make(code, row, options={"mode": "drop"})
     replica.start()
     assert read_result(replica.agent.ask("call", "set-mode", (("argument", "mode", "count"),))) == {"mode": "count"}
@@ -92,7 +92,7 @@ def test_filter_switches_to_counting(make: Make) -> None:
     ],
 )
 def test_a_wrong_call_is_refused(make: Make, lines: tuple[tuple[str, ...], ...], words: str) -> None:
-    code, row = example("filter")
+    code, row = built("filter")
     replica = make(code, row, options={"mode": "drop"})
     replica.start()
     with pytest.raises(CovenError, match=words):
@@ -105,7 +105,7 @@ def test_a_wrong_call_is_refused(make: Make, lines: tuple[tuple[str, ...], ...],
     [("call", "fly", "no operation fly"), ("get", "weight", "no metric weight"), ("sing", "", "no verb sing")],
 )
 def test_an_unknown_name_is_refused(make: Make, verb: str, name: str, words: str) -> None:
-    code, row = example("filter")
+    code, row = built("filter")
     replica = make(code, row, options={"mode": "drop"})
     replica.start()
     with pytest.raises(CovenError, match=words):
@@ -113,7 +113,7 @@ def test_an_unknown_name_is_refused(make: Make, verb: str, name: str, words: str
 
 
 def test_list_gives_what_was_declared(make: Make) -> None:
-    code, row = example("filter")
+    code, row = built("filter")
     replica = make(code, row, options={"mode": "drop"})
     replica.start()
     listed = read_declarations(replica.agent.ask("list"))
@@ -124,7 +124,7 @@ def test_list_gives_what_was_declared(make: Make) -> None:
 
 
 def test_check_is_answered_by_the_loop(make: Make) -> None:
-    code, row = example("null")
+    code, row = built("null")
     replica = make(code, row)
     replica.start()
     before = read_values(replica.agent.ask("check"))
@@ -135,7 +135,7 @@ def test_check_is_answered_by_the_loop(make: Make) -> None:
 
 
 def test_stop_ends_with_status_0(make: Make) -> None:
-    code, row = example("null")
+    code, row = built("null")
     replica = make(code, row)
     replica.start()
     replica.agent.ask("stop")
@@ -143,7 +143,7 @@ def test_stop_ends_with_status_0(make: Make) -> None:
 
 
 def test_a_closed_agent_socket_ends_it(make: Make) -> None:
-    code, row = example("null")
+    code, row = built("null")
     replica = make(code, row)
     replica.start()
     replica.socket.close()
@@ -151,7 +151,7 @@ def test_a_closed_agent_socket_ends_it(make: Make) -> None:
 
 
 def test_order_is_kept_over_many_bursts(make: Make) -> None:
-    code, row = example("null")
+    code, row = built("null")
     replica = make(code, row)
     replica.start()
     for round_ in range(20):
@@ -160,7 +160,7 @@ def test_order_is_kept_over_many_bursts(make: Make) -> None:
 
 
 def test_a_position_that_wraps_is_an_ordinary_one(make: Make) -> None:
-    code, row = example("null")
+    code, row = built("null")
     replica = make(code, row)
     start = 2**32 - 40
     for ring, name in ((replica.ring_in, "in"), (replica.ring_out, "out")):
@@ -203,7 +203,7 @@ OPERATION = {"name": "go", "help": "goes", "arguments": ()}
 def test_start_says_what_is_wrong(
     make: Make, tmp_path: Path, text: str, row: Mapping[str, Any], words: str
 ) -> None:
-    replica = make(object_of(tmp_path, text, "-Wno-override-init"), row)
+    replica = make(component_of(tmp_path, text, "-Wno-override-init"), row)
     message = start_error(replica)
     assert words in message
     assert words[:40] in replica.last_words()
@@ -220,7 +220,7 @@ def test_a_missing_file_is_refused(make: Make, tmp_path: Path) -> None:
 
 
 def test_a_start_that_is_none_is_refused(make: Make) -> None:
-    code, row = example("null")
+    code, row = built("null")
     replica = make(code, row)
     replica.spawn()
     replica.socket.send(b"7\tstart\t\nnonsense\n")
@@ -239,7 +239,7 @@ static int init(struct coven_component *self)
 }
 COVEN_COMPONENT(.process_burst = burst, .init = init);
 """
-    replica = make(object_of(tmp_path, text), {}, options={"text": 'a"\\b\n\u00e9\U0001f600', "number": 1.5, "flag": True})
+    replica = make(component_of(tmp_path, text), {}, options={"text": 'a"\\b\n\u00e9\U0001f600', "number": 1.5, "flag": True})
     replica.start()
     assert replica.log.read_text() == "".join(
         f"under-test: {line}\n" for line in ('a"\\b\n\u00e9\U0001f600', "1.5", "true", "(null)")
@@ -287,7 +287,7 @@ COVEN_COMPONENT(.private_bytes = sizeof(struct holder), .process_burst = burst, 
 
 
 def test_held_packets_come_back_when_released(make: Make, tmp_path: Path) -> None:
-    replica = make(object_of(tmp_path, HOLDER), {"operations": (OPERATION,)})
+    replica = make(component_of(tmp_path, HOLDER), {"operations": (OPERATION,)})
     replica.start()
     got = replica.through([b"a" * 60, b"b" * 60, b"c" * 60])
     assert [x.verdict for x in got] == [lib.COVEN_HOLD] * 3
@@ -312,7 +312,7 @@ def removed(flow: int, epoch: int = 1) -> Sent:
 
 
 def test_each_flow_has_its_own_state(make: Make) -> None:
-    code, row = example("counter")
+    code, row = built("counter")
     replica = make(code, row)
     replica.start()
     got = replica.through([flow_packet(flow) for flow in (3, 4, 3, 3, 4)] + [Sent(b"x" * 60)])
@@ -326,7 +326,7 @@ def test_each_flow_has_its_own_state(make: Make) -> None:
 
 
 def test_a_removed_flow_is_deallocated_and_begins_anew(make: Make) -> None:
-    code, row = example("counter")
+    code, row = built("counter")
     replica = make(code, row)
     replica.start()
     got = replica.through([flow_packet(3), removed(3), removed(9)])
@@ -338,7 +338,7 @@ def test_a_removed_flow_is_deallocated_and_begins_anew(make: Make) -> None:
 
 
 def test_another_epoch_is_another_flow(make: Make) -> None:
-    code, row = example("counter")
+    code, row = built("counter")
     replica = make(code, row)
     replica.start()
     got = replica.through([flow_packet(3), flow_packet(3), flow_packet(3, epoch=2)])
@@ -346,7 +346,7 @@ def test_another_epoch_is_another_flow(make: Make) -> None:
 
 
 def test_a_flow_beyond_the_table_has_no_state(make: Make) -> None:
-    code, row = example("counter")
+    code, row = built("counter")
     replica = make(code, row)
     replica.start()
     got = replica.through([flow_packet(64), flow_packet(0xFFFFFFFE), flow_packet(1, epoch=0)])
@@ -355,7 +355,7 @@ def test_a_flow_beyond_the_table_has_no_state(make: Make) -> None:
 
 
 def test_reset_begins_a_period_that_survives_a_restart(make: Make) -> None:
-    code, row = example("counter")
+    code, row = built("counter")
     replica = make(code, row)
     replica.start()
     replica.through([flow_packet(3), flow_packet(3)])
@@ -388,7 +388,7 @@ def until_death(replica: Replica, rounds: int) -> list[Returned]:
 @pytest.mark.parametrize("nth", range(1, 11))
 @pytest.mark.parametrize("point", POINTS)
 def test_what_was_committed_is_what_was_emitted(make_faulty: Make, point: str, nth: int) -> None:
-    code, row = example("counter")
+    code, row = built("counter")
     replica = make_faulty(code, row, environment={"COVEN_FAULT": f"{point}:{nth}"})
     replica.start()
     got = until_death(replica, 60)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lib.faults import faulty_core
+from tests.lib import builds
 from tests.lib.replica import Replica, Sent
 
 FLOWS, PACKETS = 5, 64
@@ -28,7 +28,7 @@ class Count(Component):
 
 @pytest.fixture(scope="module")
 def core() -> Path:
-    return faulty_core()
+    return builds.core(*builds.FAULTS)
 
 
 @pytest.fixture

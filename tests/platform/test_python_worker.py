@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from coven.dataplane.core import ffi, lib
+from tests.lib import builds
 from tests.lib.dataplane import Rig, c_component, chain_plan, gen, pcap, py_component
 from tests.lib.examples import DATA, EXAMPLES, capture, described
-from tests.lib.faults import faulty_core
 
 SKYPE = DATA / "captures" / "skype.pcap"
 FAULT_POINTS = ["after-dequeue", "after-state-write", "after-staging", "after-commit", "after-counter"]
@@ -73,7 +73,7 @@ def test_killed_at_a_fault_point_nothing_is_lost_twice(tmp_path: Path, point: st
     (tmp_path / "count.py").write_text(COUNT)
     component = py_component("count", tmp_path / "count.py", isolation, state={"bytes": 8, "version": 1})
     plan = chain_plan([gen("in", packets=2**40, rate=20000, flows=7), gen("out")], [component])
-    with Rig(plan, tmp_path, component_env={"COVEN_CORE": str(faulty_core())}) as rig:
+    with Rig(plan, tmp_path, component_env={"COVEN_CORE": str(builds.core(*builds.FAULTS))}) as rig:
         rig.component_env["COVEN_FAULT"] = f"{point}:1"
         rig.start()
         for passes in (2, 5, 13, 33, 0):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import cffi
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from coven.agents.protocol import Answer, Request, decode_answer, decode_request, encode_request
 from coven.errors import CovenError
-from tests.lib.c_build import DATAPLANE, compile_c, scratch
+from tests.lib import builds
 
 FIELDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
 LINES = st.lists(st.lists(FIELDS, min_size=1, max_size=8).map(tuple), max_size=6).map(tuple)
@@ -23,10 +22,7 @@ class Messages:
     """ea.c, compiled for itself with the sanitizer that needs no run-time library loaded first."""
 
     def __init__(self) -> None:
-        path = compile_c(
-            Path(scratch()) / "ea.so", [DATAPLANE / "ea.c"], "-fPIC", "-shared", "-fvisibility=default",
-            "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error",
-        )  # fmt: skip
+        path = builds.shared_object(["ea.c"], "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
         self.ffi = cffi.FFI()
         self.ffi.cdef(
             "struct reader { char *at; char *end; };"

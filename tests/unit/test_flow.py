@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import cffi
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 
 from coven.dataplane.core import ffi, lib
 from coven.dataplane.layout import drop_reasons
-from tests.lib.c_build import DATAPLANE, compile_c, scratch
+from tests.lib import builds
 
 SEED = (0x0706050403020100, 0x0F0E0D0C0B0A0908)
 IDLE = 1_000_000_000
@@ -423,10 +422,7 @@ def test_against_a_model(ops: list[tuple[Any, ...]], capacity: int) -> None:
 @pytest.fixture(scope="module")
 def faulty() -> tuple[Any, Any]:
     """The table compiled with fault points, loaded beside the core."""
-    path = compile_c(
-        Path(scratch()) / "flow-faults.so", [DATAPLANE / "flow.c", DATAPLANE / "parse.c"], "-DCOVEN_FAULTS", "-fPIC",
-        "-shared", "-fvisibility=default",
-    )  # fmt: skip
+    path = builds.shared_object(["flow.c", "parse.c"], *builds.FAULTS)
     own = cffi.FFI()
     own.cdef(
         "void coven_flow_table_init(void *, uint32_t, const uint64_t *, uint64_t);"

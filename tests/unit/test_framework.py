@@ -16,7 +16,7 @@ from coven.model import Isolation
 from coven.processing import framework
 from coven.processing.c import framework as c_framework
 from coven.processing.framework import Source
-from tests.lib.c_build import run_build
+from tests.lib.examples import run_build
 
 GOOD = """
 #include <coven/component.h>

@@ -5,21 +5,16 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from coven.dataplane.build import CFLAGS, HERE, INCLUDE
+from coven.dataplane.build import HERE
 from coven.dataplane.core import lib
 from coven.dataplane.layout import cell_count, drop_reasons, layout
 from tests.lib import builds
 from tests.lib.dataplane import chain_plan, gen, played
 
 
-def test_interrupted_intents(tmp_path: Path) -> None:
+def test_interrupted_intents() -> None:
     source = Path(__file__).parent / "c" / "ledger_replay.c"
-    program = tmp_path / "ledger"
-    files = [source, *(HERE / name for name in ("ledger.c", "flow.c", "parse.c"))]
-    subprocess.run(
-        ["gcc", *CFLAGS, *builds.FAULTS, *builds.SANITIZERS, f"-I{INCLUDE}", f"-I{HERE}", *files, "-o", program],
-        check=True,
-    )
+    program = builds.program(source, ("ledger.c", "flow.c", "parse.c"), *builds.FAULTS, *builds.SANITIZERS)
     done = subprocess.run([program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 

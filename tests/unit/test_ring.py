@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coven.dataplane.build import CFLAGS, HERE, INCLUDE
 from coven.dataplane.core import Ring, ffi
 from tests.lib import builds
 
@@ -83,11 +81,9 @@ def test_sleeping_is_refused_when_there_is_something_to_read() -> None:
 
 
 @pytest.mark.parametrize("flags", [(), builds.SANITIZERS], ids=["plain", "sanitized"])
-def test_between_two_processes(flags: tuple[str, ...], tmp_path: Path) -> None:
+def test_between_two_processes(flags: tuple[str, ...]) -> None:
     source = Path(__file__).parent / "c" / "ring_two_processes.c"
-    program = tmp_path / "ring"
-    command: list[Any] = ["gcc", *CFLAGS, *flags, f"-I{INCLUDE}", f"-I{HERE}", source, HERE / "ring.c", "-o", program]
-    subprocess.run(command, check=True)
+    program = builds.program(source, ["ring.c"], *flags)
     done = subprocess.run([program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[1]) > 0, "the consumer never slept"

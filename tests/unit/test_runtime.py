@@ -16,7 +16,7 @@ from coven.agents.schema import read_result
 from coven.dataplane.build import header_declarations
 from coven.dataplane.layout import layout
 from coven.errors import CovenError, Where
-from tests.lib.c_build import DATAPLANE, INCLUDE, compile_c, object_of, scratch
+from tests.lib import builds
 
 SOURCES = ("declaration.c", "ea.c", "runtime.c", "runtime_agent.c", "state.c")
 WHO = """
@@ -43,18 +43,15 @@ class Host:
     """The runtime compiled for itself, and a state segment for each component."""
 
     def __init__(self, folder: Path) -> None:
-        path = compile_c(
-            Path(scratch()) / "runtime.so", [DATAPLANE / name for name in SOURCES], "-fPIC", "-shared", "-fvisibility=default",
-            "-ldl",
-        )  # fmt: skip
+        path = builds.shared_object(SOURCES)
         self.folder = folder
         self.ffi = cffi.FFI()
         self.ffi.cdef(
-            header_declarations(INCLUDE / "coven" / "abi.h")
+            header_declarations(builds.INCLUDE / "coven" / "abi.h")
             + "struct coven_packet { uint8_t *data; struct coven_meta *meta; struct coven_meta_ext *ext;"
             "uint32_t room_front, room_back; };"
-            + header_declarations(DATAPLANE / "state.h")
-            + header_declarations(DATAPLANE / "runtime.h")
+            + header_declarations(builds.HERE / "state.h")
+            + header_declarations(builds.HERE / "runtime.h")
         )
         self.lib: Any = self.ffi.dlopen(str(path))
         self.kept: list[Any] = []
@@ -63,7 +60,7 @@ class Host:
         """Start a component that calls itself `name`, from descriptor `fd` when given; raises what it answers."""
         folder = self.folder / name
         folder.mkdir()
-        code = os.open(object_of(folder, WHO, f'-DNAME="{name}"'), os.O_RDONLY)
+        code = os.open(builds.component_of(folder, WHO, f'-DNAME="{name}"'), os.O_RDONLY)
         if fd is not None and code != fd:
             os.dup2(code, fd)
             os.close(code)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from pathlib import Path
 from typing import Any
 
 import cffi
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 
 from coven.dataplane.build import header_declarations
 from coven.dataplane.core import ffi, lib
-from tests.lib.c_build import DATAPLANE, INCLUDE, compile_c, scratch
+from tests.lib import builds
 
 N_SLOTS, STATE_BYTES, VERSION = 4, 20, 3
 SLOTS_AT = 128 + 64 * 8
@@ -214,12 +213,9 @@ def test_against_a_model(ops: list[tuple[str, int, int]]) -> None:
 @pytest.fixture(scope="module")
 def faulty() -> tuple[Any, Any]:
     """The slots compiled with fault points, loaded beside the core."""
-    path = compile_c(
-        Path(scratch()) / "state-faults.so", [DATAPLANE / "state.c"], "-DCOVEN_FAULTS", "-fPIC", "-shared",
-        "-fvisibility=default",
-    )  # fmt: skip
+    path = builds.shared_object(["state.c"], *builds.FAULTS)
     own = cffi.FFI()
-    own.cdef(header_declarations(INCLUDE / "coven" / "abi.h") + header_declarations(DATAPLANE / "state.h"))
+    own.cdef(header_declarations(builds.INCLUDE / "coven" / "abi.h") + header_declarations(builds.HERE / "state.h"))
     return own, own.dlopen(str(path))
 
 
