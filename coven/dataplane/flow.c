@@ -72,15 +72,18 @@ struct coven_flow_table {
     uint32_t fresh;       /* entries from here on were never used in this life of the table */
     uint32_t cursor;      /* of the sweep */
     uint32_t unreported;
-    uint32_t reserved;
+    uint32_t gave_way;    /* in the last lookup, with gave_way_epoch; NONE: none did */
     uint64_t created;     /* in this life of the table */
     uint64_t removed;
+    uint16_t gave_way_epoch;
+    uint8_t may_give_way;
+    uint8_t reserved[5];
 };
 
 _Static_assert(sizeof(struct flow_key) == 48, "hashed as six words");
 _Static_assert(sizeof(struct flow_entry) == 88, "entry");
 _Static_assert(sizeof(struct fragment) == 64, "fragment");
-_Static_assert(sizeof(struct coven_flow_table) == 80, "table");
+_Static_assert(sizeof(struct coven_flow_table) == 88, "table");
 
 /* ---- places ------------------------------------------------------------------------------------- */
 static uint32_t buckets_of(uint32_t capacity)
@@ -237,6 +240,8 @@ static void reset(struct coven_flow_table *table, uint32_t capacity, const uint6
     table->capacity = capacity;
     table->n_buckets = buckets_of(capacity);
     table->free_head = NONE;
+    table->gave_way = NONE;
+    table->may_give_way = 1;
     memset(buckets(table), 0xff, (size_t)table->n_buckets * sizeof(uint32_t));
 }
 
@@ -305,7 +310,7 @@ static uint32_t take_entry(struct coven_flow_table *table, uint64_t now_ns)
     }
     if (table->fresh < table->capacity)
         return table->fresh++;
-    for (uint32_t looked = 0; looked < RECLAIM_MAX && looked < table->capacity; looked++) {
+    for (uint32_t looked = 0; table->may_give_way && looked < RECLAIM_MAX && looked < table->capacity; looked++) {
         struct flow_entry *entry;
 
         flow = table->cursor < table->capacity ? table->cursor : 0;
@@ -316,6 +321,8 @@ static uint32_t take_entry(struct coven_flow_table *table, uint64_t now_ns)
             set_state(entry, ENTRY_FREE);
             table->count--;
             table->removed++;
+            table->gave_way = flow;
+            table->gave_way_epoch = entry->epoch;
             return flow;
         }
     }
@@ -546,6 +553,7 @@ int coven_flow_lookup(struct coven_flow_table *table, const uint8_t *data, uint3
     meta->flow_epoch = 0;
     meta->flow_seq = 0;
     meta->direction = 0;
+    table->gave_way = NONE;
     if (table->capacity == 0)
         return 0;
     coven_parse(data, length, &parsed);
@@ -634,6 +642,21 @@ void coven_flow_release(struct coven_flow_table *table, uint32_t flow)
     free_push(table, flow);
     table->count--;
     table->removed++;
+}
+
+void coven_flow_let_give_way(struct coven_flow_table *table, bool may)
+{
+    table->may_give_way = may;
+}
+
+bool coven_flow_gave_way(struct coven_flow_table *table, uint32_t *flow, uint16_t *epoch)
+{
+    if (table->gave_way == NONE)
+        return false;
+    *flow = table->gave_way;
+    *epoch = table->gave_way_epoch;
+    table->gave_way = NONE;
+    return true;
 }
 
 /* ---- inspection --------------------------------------------------------------------------------- */

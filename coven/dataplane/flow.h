@@ -7,6 +7,7 @@
 #ifndef COVEN_FLOW_H
 #define COVEN_FLOW_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -32,10 +33,14 @@ int coven_flow_lookup(struct coven_flow_table *table, const uint8_t *data, uint3
                       struct coven_meta *meta, uint64_t now_ns);
 /* Collect at most `max` flows that ended. They keep their slot, and no packet finds them any more, until
  * coven_flow_release(). The work is bounded and goes by the time that passed, so it may be called every loop.
- * In a full table an idle flow may give its slot to a new one without having been collected; its epoch tells.
+ * In a full table an idle flow may give its slot to a new one without having been collected: coven_flow_gave_way().
  * Flows that a dead worker collected and did not release are collected again. */
 uint16_t coven_flow_expire(struct coven_flow_table *table, uint64_t now_ns, uint32_t *flows, uint16_t max);
 void coven_flow_release(struct coven_flow_table *table, uint32_t flow);
+/* Whether idle flows may give way in a full table, which they may at first. If not, new ones find no room. */
+void coven_flow_let_give_way(struct coven_flow_table *table, bool may);
+/* The flow that gave way in the last lookup: its slot has the new flow already. False: none did, or it was asked. */
+bool coven_flow_gave_way(struct coven_flow_table *table, uint32_t *flow, uint16_t *epoch);
 
 /* ---- inspection ---- */
 /* Flows in the table now, those that wait for coven_flow_release() among them. */

@@ -70,8 +70,14 @@ static uint16_t find_flows(struct coven_worker *worker, uint32_t *handles, uint1
     for (uint16_t i = 0; i < n; i++) {
         struct coven_meta *meta = &worker->book.meta[handles[i]];
         const uint8_t *data = coven_worker_buffer(worker, handles[i]) + meta->offset;
-        int reason = coven_flow_lookup(worker->flows, data, meta->length, meta, worker->now_ns);
+        uint16_t old_epoch;
+        uint32_t old;
+        int reason;
 
+        coven_flow_let_give_way(worker->flows, coven_removal_has_room(worker));
+        reason = coven_flow_lookup(worker->flows, data, meta->length, meta, worker->now_ns);
+        if (coven_flow_gave_way(worker->flows, &old, &old_epoch))
+            coven_removal_gave_way(worker, old, old_epoch);
         if (reason > 0)
             coven_book_drop(&worker->book, handles[i], COVEN_SCOPE_WORKER, (uint32_t)reason - 1u);
         else

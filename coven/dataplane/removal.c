@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Flows end. Their slot is given to another flow only after every component that may keep state of them has
- * deallocated it (or is gone, or had its time): an entry of kind flow-removed goes to each and comes back. */
+ * deallocated it (or is gone, or had its time): an entry of kind flow-removed goes to each and comes back. A flow that gave way in a
+ * full table is told of in the same way, ahead of the first packet of the flow that has its slot: the epochs differ. */
 #include "worker.h"
 
 #define ANSWER_NS (2 * COVEN_NS_PER_S) /* a component that has not answered by then is not waited for */
@@ -41,19 +42,49 @@ static bool tell(struct coven_worker *worker, struct coven_removal *removal, uin
     return true;
 }
 
-static void begin(struct coven_worker *worker, uint32_t flow)
+static struct coven_removal *begin(struct coven_worker *worker, uint32_t flow, uint16_t epoch)
 {
     struct coven_removal *removal = &worker->removal[worker->n_removals++];
 
     *removal = (struct coven_removal){
         .flow = flow,
-        .epoch = coven_flow_epoch(worker->flows, flow),
+        .epoch = epoch,
         .deadline_ns = worker->now_ns + ANSWER_NS,
     };
     for (uint16_t c = 0; c < worker->plan->n_components; c++)
         if (keeps_state(worker, c))
             removal->to_tell |= 1ull << c;
     removal->to_answer = removal->to_tell;
+    return removal;
+}
+
+/* Components that were told and let the time pass: each has broken a rule. */
+static void count_silent(struct coven_worker *worker, const struct coven_removal *removal)
+{
+    uint64_t silent = removal->to_answer & ~removal->to_tell;
+
+    for (uint16_t c = 0; silent != 0 && c < worker->plan->n_components; c++) {
+        if ((silent >> c & 1) == 0)
+            continue;
+        coven_book_room(&worker->book, 0, 1, 0);
+        coven_book_count(&worker->book, COVEN_CELL_COMPONENT(c, COVEN_COMPONENT_VIOLATIONS), 1);
+    }
+}
+
+/* Tell whom there is room to tell. Returns whether the removal is over. */
+static bool go_on(struct coven_worker *worker, struct coven_removal *removal)
+{
+    for (uint16_t c = 0; c < worker->plan->n_components && removal->to_tell != 0; c++)
+        if ((removal->to_tell >> c & 1) != 0)
+            (void)tell(worker, removal, c);
+    if ((removal->to_tell | removal->to_answer) != 0) {
+        if (worker->now_ns < removal->deadline_ns)
+            return false;
+        count_silent(worker, removal);
+    }
+    if (!removal->is_reused)
+        coven_flow_release(worker->flows, removal->flow);
+    return true;
 }
 
 void coven_removal_turn(struct coven_worker *worker)
@@ -66,20 +97,27 @@ void coven_removal_turn(struct coven_worker *worker)
     room = (uint16_t)(COVEN_MAX_REMOVALS - worker->n_removals);
     n = room > 0 ? coven_flow_expire(worker->flows, worker->now_ns, ended, room) : 0;
     for (uint16_t i = 0; i < n; i++)
-        begin(worker, ended[i]);
+        begin(worker, ended[i], coven_flow_epoch(worker->flows, ended[i]));
     for (uint32_t i = 0; i < worker->n_removals;) {
-        struct coven_removal *removal = &worker->removal[i];
-
-        for (uint16_t c = 0; c < worker->plan->n_components && removal->to_tell != 0; c++)
-            if ((removal->to_tell >> c & 1) != 0 && !tell(worker, removal, c))
-                continue;
-        if ((removal->to_tell | removal->to_answer) != 0 && worker->now_ns < removal->deadline_ns) {
+        if (go_on(worker, &worker->removal[i]))
+            worker->removal[i] = worker->removal[--worker->n_removals];
+        else
             i++;
-            continue;
-        }
-        coven_flow_release(worker->flows, removal->flow);
-        *removal = worker->removal[--worker->n_removals];
     }
+}
+
+bool coven_removal_has_room(const struct coven_worker *worker)
+{
+    return worker->n_removals < COVEN_MAX_REMOVALS;
+}
+
+void coven_removal_gave_way(struct coven_worker *worker, uint32_t flow, uint16_t epoch)
+{
+    struct coven_removal *removal = begin(worker, flow, epoch);
+
+    removal->is_reused = true;
+    if (go_on(worker, removal))
+        worker->n_removals--;
 }
 
 bool coven_removal_answer(struct coven_worker *worker, uint16_t component, uint32_t flow, uint16_t epoch)

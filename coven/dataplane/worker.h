@@ -30,7 +30,7 @@
 
 #define COVEN_NS_PER_MS 1000000ull
 #define COVEN_NS_PER_S 1000000000ull
-#define COVEN_MAX_REMOVALS 64u
+#define COVEN_MAX_REMOVALS 128u
 #define COVEN_COPY_NONE 0xffffffffu /* copy buffer without a packet */
 #define COVEN_COPY_LATE 0xfffffffeu /* its packet was taken away, the component has not given it back */
 
@@ -103,6 +103,7 @@ struct coven_port_link {
 struct coven_removal {
     uint32_t flow;
     uint16_t epoch;
+    bool is_reused; /* it gave way in a full table: its slot has another flow already */
     uint64_t deadline_ns;
     uint64_t to_tell;  /* bit for each component */
     uint64_t to_answer;
@@ -250,6 +251,10 @@ int coven_replica_rebuild(struct coven_worker *worker) __attribute__((warn_unuse
 /* ---- removal.c ---- */
 /* Collect flows that ended and tell the components. */
 void coven_removal_turn(struct coven_worker *worker);
+/* May a flow give way in a full table? Only as long as there is a place to note who has to forget it. */
+bool coven_removal_has_room(const struct coven_worker *worker);
+/* A flow gave way: tell the components, before they see a packet of the flow that has its slot now. */
+void coven_removal_gave_way(struct coven_worker *worker, uint32_t flow, uint16_t epoch);
 /* A component has forgotten the flow. False: it was never asked to. */
 bool coven_removal_answer(struct coven_worker *worker, uint16_t component, uint32_t flow, uint16_t epoch);
 /* A component went away: whatever it was asked to forget counts as forgotten. */

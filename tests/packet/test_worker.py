@@ -239,6 +239,42 @@ def test_flows_have_state(isolation: str, tmp_path: Path, bin_dir: Path) -> None
         assert rig.stop() == 0
 
 
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_flows_that_give_way_in_a_full_table_are_deallocated(isolation: str, tmp_path: Path, bin_dir: Path) -> None:
+    """Every packet is of another flow, and there are fewer slots than flows within the idle time."""
+    plan = chain_plan([gen("in", 4000, flows=4000, rate=4000), gen("out")], [counter(isolation)])
+    plan["flows"] = {"capacity": 64, "idle_timeout_ms": 100}
+    with Rig(plan, tmp_path, bin_dir=bin_dir) as rig:
+        rig.start()
+        rig.wait(lambda s: s.rx == 4000)
+        gone = rig.wait(lambda s: s.worker(lib.COVEN_WORKER_FLOWS) == 0, "all flows ended")
+        created = gone.worker(lib.COVEN_WORKER_FLOWS_CREATED)
+        assert created == gone.worker(lib.COVEN_WORKER_FLOWS_REMOVED) == gone.tx > 128
+        assert set(gone.drops) == {("worker", "flow-table-full")}
+        state = rig.segments["state-counter"].struct("coven_state")
+        words = ffi.cast("uint64_t *", rig.segments["state-counter"].struct("coven_slot", state.metrics_offset))
+        assert list(words[2:4]) == [created, created]  # flows begun, flows ended
+        assert gone.component(0, lib.COVEN_COMPONENT_VIOLATIONS) == 0
+
+
+def test_a_removal_that_is_not_answered_is_a_violation(tmp_path: Path, bin_dir: Path) -> None:
+    plan = chain_plan([gen("in", 3), gen("out")], [played("silent", state={"bytes": 8, "version": 1})])
+    plan["flows"] = {"capacity": 64, "idle_timeout_ms": 100}
+    with Rig(plan, tmp_path, bin_dir=bin_dir) as rig:
+        rig.start()
+        silent = rig.stand_in("silent")
+        packets = silent.take()
+        while len(packets) < 3:
+            packets += silent.take()
+        silent.give(packets)
+        rig.wait(lambda s: s.tx == 3)
+        assert [entry.kind for entry in silent.take()] == [lib.COVEN_ENTRY_FLOW_REMOVED]
+        assert rig.snapshot().worker(lib.COVEN_WORKER_FLOWS) == 1
+        end = rig.wait(lambda s: s.worker(lib.COVEN_WORKER_FLOWS) == 0, "the slot is free again")
+        assert end.component(0, lib.COVEN_COMPONENT_VIOLATIONS) == 1
+        assert end.drops == {}
+
+
 def test_no_room_for_another_flow(tmp_path: Path, bin_dir: Path) -> None:
     plan = chain_plan([gen("in", 1000, flows=1000), gen("out")], [counter("fused")])
     plan["flows"] = {"capacity": 64, "idle_timeout_ms": 60000}

@@ -55,7 +55,9 @@ struct coven_component_ops {
     void (*process_burst)(struct coven_component *self, struct coven_packet *pkts, uint16_t n);
     /* Per-flow form. `fs` is zeroed memory of state.bytes; 0 or a negative errno (the packet is dropped). */
     int (*allocate_new_fs)(struct coven_component *self, const struct coven_packet *pkt, void *fs);
-    /* The flow ended (idle, evicted or function terminated). May be NULL. */
+    /* The flow ended: it was idle, or gave way to a new one in a full table. May be NULL. Not called at the end of the
+     * function, nor for a flow that ended while the component was down or, giving way, while its ring was full:
+     * what lies outside `fs` must not depend on it. */
     void (*deallocate_fs)(struct coven_component *self, void *fs);
     /* One packet and its flow's state. What is written to `fs` becomes visible together with the packet,
      * or not at all if the process dies first. fs is NULL for packets that belong to no flow. */
