@@ -262,6 +262,7 @@ class Worker:
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
         log_read, log_write = os.pipe()
+        os.set_blocking(log_write, False)  # rather lose text of a chatty component than let packets wait
         fds = (ours.detach(), theirs.detach(), log_read)
         context.keeper.put(self.fds_name, fds)
         try:

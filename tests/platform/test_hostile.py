@@ -5,13 +5,19 @@ Each does its worst from within its process, with everything that the launch con
 
 from __future__ import annotations
 
+import os
+import select
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from coven.dataplane.core import lib, sizeof
 from coven.errors import CovenError
+from coven.supervisor.metrics import PORT_BASE
 from tests.lib import plans
 from tests.lib.platform import BIN, PlatformUnderTest
 
@@ -208,6 +214,16 @@ static void stay(struct coven_component *self)
 COVEN_COMPONENT(.process_pkt = process, .allocate_new_fs = allocate, .init = init, .fini = stay);
 """
 
+# Says something about each packet. Not an attack, but enough to make whoever waits for its reader stand still.
+CHATTERS = """
+static void chatter(struct coven_component *self, struct coven_packet *pkt, void *fs)
+{
+    (void)pkt; (void)fs;
+    coven_log(self, "a packet, a packet, a packet, a packet, a packet, a packet, a packet, a packet");
+}
+COVEN_COMPONENT(.process_pkt = chatter, .allocate_new_fs = allocate);
+"""
+
 ATTACKS = {"scribbles": SCRIBBLES, "resizes": RESIZES, "talks": TALKS, "closes": CLOSES, "clings": CLINGS}
 
 
@@ -281,3 +297,26 @@ def test_what_it_does_harms_nobody_else(platform: PlatformUnderTest, what: str, 
     platform.kill(supervisor)
     platform.wait_supervisor(other_than=supervisor)
     stays_whole(platform, worker)
+
+
+def test_the_worker_does_not_wait_for_a_reader_of_its_log(platform: PlatformUnderTest) -> None:
+    """A fused component talks, and the supervisor, who reads it, stands still: packets go on."""
+    platform.deploy(two_paths(platform, CHATTERS, "fused"))
+    moves_on(platform, port="wan")
+    stats = Path("/dev/shm") / platform.instance(INSTANCE)["stats_name"].lstrip("/")
+    cell = sizeof("coven_stats") + 8 * (PORT_BASE + 8 * 1 + lib.COVEN_PORT_TX_PKTS)
+
+    def sent() -> int:
+        return int.from_bytes(stats.read_bytes()[cell : cell + 8], "little")
+
+    supervisor = platform.supervisor_pid
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        first, end = sent(), time.monotonic() + 20
+        while sent() < first + 2000:  # far more text than a pipe holds
+            assert time.monotonic() < end, "the worker waits for its log to be read"
+            select.select([], [], [], 0.01)
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+    lines = platform.request("logs", instance=INSTANCE, component=None, lines=5)["lines"]
+    assert any("a packet" in line["text"] for line in lines)
