@@ -25,7 +25,7 @@ NEEDS = {
     "terminate": {"instantiated", "stopped", "failed"},
 }
 # Groups of steps that run at the same time (operation.Step.group).
-BUILDS, COMPONENTS, PORTS = 1, 2, 3
+BUILDS, COMPONENTS, PORTS, CLOSED_PORTS = 1, 2, 3, 4  # `restart` closes all ports before it opens one
 
 
 def check_state(instance: Instance, verb: str, force: bool) -> None:
@@ -151,7 +151,7 @@ def _stop(instance: Instance) -> list[Step]:
     steps = [Step("pause", "worker 0", pause), Step("end worker 0", "worker 0", instance.worker.remove)]
     for plan in instance.plan.ports:
         closing = partial(instance.ports.close, plan)
-        steps.append(Step(f"close {plan.name}", f"port {plan.name}", closing, nothing, PORTS))
+        steps.append(Step(f"close {plan.name}", f"port {plan.name}", closing, nothing, CLOSED_PORTS))
     return steps
 
 
