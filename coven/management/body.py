@@ -47,7 +47,7 @@ def chunks(environ: Mapping[str, Any], limit: int) -> Iterator[bytes]:
     while length is None or received < length:
         try:
             part = source.read(CHUNK if length is None else min(CHUNK, length - received))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, OverflowError) as error:  # the last: a chunk of 2^64 bytes, for example
             raise _incomplete(received, length) from error
         if not part:
             break

@@ -69,6 +69,11 @@ class _Connections(connections.ConnectionManager):  # type: ignore[misc]
         self._reading: dict[Any, float] = {}  # connection -> deadline of its request's head
         self._guard = threading.Lock()
 
+    def await_thread(self, connection: Any) -> None:
+        """Note a connection that waits for a thread: that others are slow is not its fault."""
+        with self._guard:
+            self._reading[connection] = float("inf")
+
     def begin_head(self, connection: Any) -> None:
         with self._guard:
             self._reading[connection] = time.monotonic() + HEAD_DEADLINE_S
@@ -86,9 +91,17 @@ class _Connections(connections.ConnectionManager):  # type: ignore[misc]
         if connection is None:
             return
         if self._num_connections >= MAX_CONNECTIONS:
-            connection.close()
-            return
+            self._close_quietest()
         super().put(connection)
+
+    def _close_quietest(self) -> None:
+        """Close the connection that has said nothing for longest, so that silent ones keep nobody out."""
+        idle = [(conn.last_used, fd, conn) for fd, conn in self._selector.connections if conn is not self.server]
+        idle = [found for found in idle if found[2] is not self._wake]
+        if idle:
+            _, fd, conn = min(idle, key=lambda found: found[0])
+            self._selector.unregister(fd)
+            conn.close()
 
     def _run(self, expiration_interval: float) -> None:
         while not self._stop_requested:
@@ -103,7 +116,7 @@ class _Connections(connections.ConnectionManager):  # type: ignore[misc]
                         os.eventfd_read(fd)
                 else:
                     self._selector.unregister(fd)
-                    self.begin_head(conn)
+                    self.await_thread(conn)
                     self.server.process_conn(conn)
             self._expire(threshold=time.time() - IDLE_S)
             self._cut_slow_heads()
@@ -180,6 +193,7 @@ class _Connection(server.HTTPConnection):  # type: ignore[misc]
     linger_for_unread = False
 
     def communicate(self) -> bool:
+        self.server._connections.begin_head(self)
         try:
             return bool(super().communicate())
         except (ssl.SSLError, OSError):

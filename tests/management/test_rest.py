@@ -16,6 +16,7 @@ import psutil
 import pytest
 import yaml
 
+from coven.management.server import MAX_CONNECTIONS
 from tests.lib.agent import Agent, running
 from tests.lib.rest import OPENAPI, Answer, Rest
 from tests.lib.standin import StandIn
@@ -327,6 +328,19 @@ def test_an_upload_that_ends_early_leaves_nothing(
     assert left_behind(agent) == []
 
 
+@pytest.mark.parametrize("size", [b"f" * 16, b"-5", b"zz", b"5;" + b"x" * 100000])
+def test_chunks_of_impossible_sizes(agent: Agent, size: bytes) -> None:
+    head = b"POST /v1/packages HTTP/1.1\r\nContent-Type: application/zip\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(20)
+        client.connect(str(agent.socket))
+        client.sendall(head + size + b"\r\n")
+        client.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.split(b" ")[1] == b"400", answer
+    assert left_behind(agent) == []
+
+
 def test_a_declared_size_beyond_the_limit_is_refused_at_once(agent: Agent) -> None:
     connection = agent.rest().connection()
     connection.putrequest("POST", "/v1/packages")
@@ -399,6 +413,14 @@ def test_silent_clients_stall_nobody(agent: Agent) -> None:
         client.sendall(b"GET /v1 HTTP/1.1\r\nHo")
     assert asks_in_time(Rest(address=agent.address(), token=agent.token))
     assert asks_in_time(agent.rest())
+    for client in silent:
+        client.close()
+
+
+def test_more_silent_clients_than_are_kept_keep_nobody_out(agent: Agent) -> None:
+    silent = [socket.create_connection(agent.address(), timeout=20) for _ in range(MAX_CONNECTIONS + 30)]
+    for _ in range(3):
+        assert asks_in_time(Rest(address=agent.address(), token=agent.token))
     for client in silent:
         client.close()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from coven.management import tls
+from coven.management.__main__ import TCP_THREADS
 from tests.lib.agent import Agent, running
 from tests.lib.rest import Rest
 from tests.lib.standin import StandIn
@@ -75,6 +76,17 @@ def test_silent_tls_clients_stall_nobody(agent: Agent) -> None:
         client.sendall(b"\x16\x03\x01")  # a handshake begins
     assert asks_in_time(Rest(address=address, token=agent.token, context=context))
     for client in silent:
+        client.close()
+
+
+def test_who_waits_for_slow_clients_is_served_after_them(agent: Agent) -> None:
+    """More begin a handshake and stop than there are threads: they are cut, not those behind them."""
+    address, context = secure(agent)
+    slow = [socket.create_connection(address, timeout=20) for _ in range(TCP_THREADS + 4)]
+    for client in slow:
+        client.sendall(b"\x16\x03\x01")
+    assert asks_in_time(Rest(address=address, token=agent.token, context=context))
+    for client in slow:
         client.close()
 
 
