@@ -231,7 +231,7 @@ class Replica:
         if self.state == "restarting":
             self.last_exit = self.last_exit or "ended while the supervisor was being replaced"
             await self._home.detach(self)
-            self._task = asyncio.create_task(self._restart(0.0))
+            self._task = asyncio.create_task(self._come_back(0.0))
 
     # ---- one start ------------------------------------------------------------------------------
 
@@ -427,29 +427,27 @@ class Replica:
         self._home.changed()
         await cgroup.kill_all(self.folders)  # its children must not write any more to what is swept and given to others
         await self._home.detach(self)
-        await self._back_off_or_park()
+        await self._come_back(self._back_off.died())
 
-    async def _back_off_or_park(self) -> None:
-        wait = self._back_off.died()
-        if wait is None:
-            await self._park()
-        else:
-            await self._restart(wait)
-
-    async def _restart(self, wait: float) -> None:
-        if wait > 0:
+    async def _come_back(self, wait: float | None) -> None:
+        """Start again after `wait` seconds, as often as it takes; None: too often already."""
+        while wait is not None:
             await asyncio.sleep(wait)
-        self.restarts += 1
-        try:
-            await self._launch()
-        except CovenError as error:
-            log.warning("instance=%s %s: %s", self._home.instance, self.part, error.message)
+            self.restarts += 1
+            try:
+                await self._launch()
+                return
+            except (CovenError, OSError) as error:
+                log.warning("instance=%s %s: %s", self._home.instance, self.part, error)
+            if self._task is not asyncio.current_task():
+                return  # it was ready already when it died: that death has begun the next start
             self.state = "restarting"
             if self.process is not None:
                 if self.process.alive:
                     await self.process.end()
                 self.last_exit = self.process.last_exit
-            await self._back_off_or_park()
+            wait = self._back_off.start_failed()
+        await self._park()
 
     async def _park(self) -> None:
         self.log.stop()

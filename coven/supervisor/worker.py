@@ -237,7 +237,7 @@ class Worker:
             return
         if self.process is None or not self.process.alive:
             self.state = "restarting"
-            self._task = asyncio.create_task(self._restart(0.0))
+            self._task = asyncio.create_task(self._come_back(0.0))
             return
         async with self._changing:
             for replica in self._feed.replicas():
@@ -372,7 +372,7 @@ class Worker:
         self._context.emit(
             "worker-died", self._instance, PART, pid=process.pid, exit=self.last_exit, component=inside
         )
-        self._task = asyncio.create_task(self._back_off_or_park())
+        self._task = asyncio.create_task(self._after_death())
 
     def _suspect(self) -> None:
         """Somebody got no answer: find out whether the worker hangs. Nobody looks while nobody asks."""
@@ -394,25 +394,19 @@ class Worker:
     def _set_exit(self, status: int) -> None:
         self.last_exit = exit_text(status)
 
-    async def _back_off_or_park(self) -> None:
+    async def _after_death(self) -> None:
         self._feed.changed()
+        await self._come_back(self._next_wait(was_ready=True))
+
+    def _next_wait(self, *, was_ready: bool) -> float | None:
+        """Give the seconds until the next start, None for never; parks the component that is to blame."""
         culprit = self._feed.guilty()
         if culprit is not None and culprit not in self.fused.parked:
-            wait: float | None = self.fused.died(culprit, self.last_exit)
+            wait = self.fused.died(culprit, self.last_exit)
             if culprit in self.fused.parked:
                 self._parked_fused(culprit)
-        else:
-            wait = self._back_off.died()
-        if wait is not None:
-            await self._restart(wait)
-            return
-        self.log.stop()
-        self.state = "parked"
-        self._context.save()
-        self._context.emit(
-            "worker-parked", self._instance, PART, exit=self.last_exit, output=self.log.texts(OUTPUT_LINES)
-        )
-        self._feed.changed()
+            return wait
+        return self._back_off.died() if was_ready else self._back_off.start_failed()
 
     def _parked_fused(self, index: int) -> None:
         self._context.save()
@@ -420,22 +414,35 @@ class Worker:
         self._context.emit("component-parked", self._instance, part, exit=self.last_exit, output=output)
         self._feed.changed()
 
-    async def _restart(self, wait: float) -> None:
-        if wait > 0:
+    async def _come_back(self, wait: float | None) -> None:
+        """Start again after `wait` seconds, as often as it takes; None: too often already."""
+        while wait is not None:
             await asyncio.sleep(wait)
-        self.restarts += 1
-        try:
-            await self._launch()
-            if self._run:
-                await self.run()
-        except CovenError as error:
-            log.warning("instance=%s worker: %s", self._instance, error.message)
+            self.restarts += 1
+            try:
+                await self._launch()
+                if self._run:
+                    await self.run()
+                return
+            except (CovenError, OSError) as error:
+                log.warning("instance=%s worker: %s", self._instance, error)
             if self._task is not asyncio.current_task():
                 return  # it was ready already when it died: that death has begun the next start
             self.state = "restarting"
             if self.process is not None and self.process.alive:
                 await self.process.end()
-            await self._back_off_or_park()
+            self._feed.changed()
+            wait = self._next_wait(was_ready=False)
+        self._park()
+
+    def _park(self) -> None:
+        self.log.stop()
+        self.state = "parked"
+        self._context.save()
+        self._context.emit(
+            "worker-parked", self._instance, PART, exit=self.last_exit, output=self.log.texts(OUTPUT_LINES)
+        )
+        self._feed.changed()
 
     def _absent(self) -> CovenError:
         return CovenError(

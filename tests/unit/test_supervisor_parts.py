@@ -187,6 +187,16 @@ def test_deaths_far_apart_do_not_add_up() -> None:
     assert max(wait for wait in waits if wait is not None) == 5.0
 
 
+def test_starts_that_fail_add_up_however_long_each_takes() -> None:
+    hanging = BackOff()
+    assert hanging.died(0.0) == 0.0
+    assert [hanging.start_failed(now * 60.0) for now in range(1, 6)] == [0.0, 0.0, 0.0, 0.0, None]
+    hanging = BackOff()
+    assert [hanging.start_failed(now * 60.0) for now in range(1, 5)] == [0.0] * 4
+    assert hanging.died(600.0) == 0.0, "it was ready in between"
+    assert hanging.start_failed(660.0) == 0.0
+
+
 # ---- cgroups ----------------------------------------------------------------------------------------------
 
 
