@@ -247,6 +247,14 @@ def test_an_exact_bind_follows_no_link(locked_home: Path) -> None:
 
 
 @needs_root
+def test_a_link_too_long_to_copy_is_refused_not_cut(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("/usr" + "/." * 200)
+    done = launch("--root", "--bind-ro", str(link), command=(SHELL, "-c", "true"))
+    assert done.returncode == 125 and f"{link}: File name too long" in done.stderr
+
+
+@needs_root
 def test_binding_what_is_not_there_fails() -> None:
     done = launch("--root", "--bind-ro", "/nonexistent", command=(SHELL, "-c", "true"))
     assert (done.returncode, "/nonexistent: No such file" in done.stderr) == (125, True)

@@ -346,6 +346,8 @@ static void join_cgroup(const char *folder)
 {
     char path[4096];
 
+    if (strlen(folder) + sizeof("/cgroup.procs") > sizeof(path))
+        die(ENAMETOOLONG, "--cgroup %s", folder);
     snprintf(path, sizeof(path), "%s/tasks", folder);
     if (!write_text(path, "0"))
         return;
@@ -385,10 +387,10 @@ static void copy_tree(struct bind *bind)
     if (bind->exact && S_ISLNK(status.st_mode))
         die(ELOOP, "--bind-exact %s", bind->path);
     if (S_ISLNK(status.st_mode)) {
-        ssize_t n = readlinkat(place, "", bind->link, sizeof(bind->link) - 1);
+        ssize_t n = readlinkat(place, "", bind->link, sizeof(bind->link));
 
-        if (n < 0)
-            die(errno, "%s", bind->path);
+        if (n < 0 || (size_t)n == sizeof(bind->link)) /* all of it used: it was cut short */
+            die(n < 0 ? errno : ENAMETOOLONG, "%s", bind->path);
         bind->link[n] = 0;
         close(place);
         return;
