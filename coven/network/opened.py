@@ -22,6 +22,7 @@ class OpenedPort:
     fds: (rx, tx), both always there: what a direction does not have is an open /dev/null.
     plan_fields: values of `struct coven_plan_port` that are known only now.
     settings: files under /proc/sys and what they held before, written back by `close`.
+    index: of the interface; another of the same name has another one. None for ports on files.
     shield: index of the interface whose host was shut out, and how (shield.py); None when it was not.
     """
 
@@ -33,6 +34,7 @@ class OpenedPort:
     note: str
     settings: dict[str, str] = field(default_factory=dict)
     shield: tuple[int, str] | None = None
+    index: int | None = None
 
     def close(self) -> None:
         """Close the descriptors and put the interface back as it was before `open`."""
@@ -56,6 +58,7 @@ class OpenedPort:
             "note": self.note,
             "settings": dict(self.settings),
             "shield": list(self.shield) if self.shield else None,
+            "index": self.index,
         }
 
 
@@ -72,6 +75,7 @@ def adopt(document: Mapping[str, Any], fds: Sequence[int]) -> OpenedPort:
         note=str(document["note"]),
         settings={str(key): str(value) for key, value in document["settings"].items()},
         shield=(int(shield[0]), str(shield[1])) if shield else None,
+        index=document.get("index"),
     )
 
 

@@ -130,6 +130,7 @@ class AfpacketTool:
                 + ("" if made else "; the host's own stack sees the traffic too (no cls_bpf in this kernel)"),
                 settings=settings,
                 shield=(interface.index, made) if made else None,
+                index=interface.index,
             )
 
 
@@ -299,6 +300,7 @@ class TapTool:
             fds=(fd, tx),
             plan_fields={"tool": TOOL_TAP, "mtu": mtu, "ring_frames": 0, "ring_frame_bytes": 0, "flags": 0},
             note=f"made the tap {name}",
+            index=made.index,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from typing import TYPE_CHECKING, Any
 
 from coven.errors import CovenError, Where
@@ -90,7 +91,7 @@ class PortSet:
         """Note a change of an interface; True when it is one of ours."""
         for plan in self._plans:
             if plan.interface == interface and self.states[plan.name] != "closed":
-                new = "up" if state == "up" else "down"
+                new = "up" if state == "up" and self._is_the_same(plan) else "down"
                 if self.states[plan.name] != new:
                     self.states[plan.name] = new
                     self._context.emit(f"port-{new}", self._instance, f"port {plan.name}", interface=interface)
@@ -99,7 +100,13 @@ class PortSet:
 
     def problems(self) -> list[str]:
         """Say which ports are down."""
-        return [f"port {name}: the interface is down" for name, state in self.states.items() if state == "down"]
+        return [
+            f"port {plan.name}: the interface is down"
+            if self._is_the_same(plan)
+            else f"port {plan.name}: the interface was removed; `restart` opens one that has its name"
+            for plan in self._plans
+            if self.states[plan.name] == "down"
+        ]
 
     def to_json(self) -> list[dict[str, Any]]:
         """Give the ports as the protocol shows them."""
@@ -120,6 +127,16 @@ class PortSet:
                 self.states[plan.name] = "up"
                 if plan.interface is not None:
                     self._context.interfaces[plan.interface] = f"{self._instance} port {plan.name}"
+
+    def _is_the_same(self, plan: PortPlan) -> bool:
+        """Whether the interface is the one that was opened, not another that has its name now."""
+        index = self._opened.get(plan.name, {}).get("index")
+        if index is None or plan.interface is None:
+            return True
+        try:
+            return socket.if_nametoindex(plan.interface) == int(index)
+        except OSError:
+            return False
 
     def _release(self, plan: PortPlan) -> None:
         owner = f"{self._instance} port {plan.name}"

@@ -29,6 +29,13 @@ INSTANCE = "fw-1"
 BURST = 20  # frames each millisecond
 
 
+def frame(number: int) -> bytes:
+    """Make one of 50 UDP flows; the number stands in it."""
+    head = bytes.fromhex("020000000002020000000001 0800 4500005c00000000 4011 0000 0a070001 0a070002")
+    ports = (40000 + number % 50).to_bytes(2, "big") + (9).to_bytes(2, "big")
+    return head + ports + bytes.fromhex("00480000") + number.to_bytes(8, "big") + bytes(56)
+
+
 class Stage:
     """client - (lan) appliance (wan) - server; nobody but the test sends anything."""
 
@@ -38,16 +45,19 @@ class Stage:
         self._thread = threading.Thread(target=self._send)
 
     def _send(self) -> None:
-        with self.client.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
-            raw.bind(("eth0", 0))
-            number = 0
-            while not self._end.wait(0.001):
-                for _ in range(BURST):
-                    number += 1
-                    head = bytes.fromhex("020000000002020000000001 0800 4500005c00000000 4011 0000 0a070001 0a070002")
-                    ports = (40000 + number % 50).to_bytes(2, "big") + (9).to_bytes(2, "big")
-                    with contextlib.suppress(OSError):  # the link is down just now
-                        raw.send(head + ports + bytes.fromhex("00480000") + number.to_bytes(8, "big") + bytes(56))
+        number = 0
+        while not self._end.is_set():
+            # an interface that was removed is another one when it comes back
+            with (
+                contextlib.suppress(OSError),
+                self.client.entered(),
+                socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw,
+            ):
+                raw.bind(("eth0", 0))
+                while not self._end.wait(0.001):
+                    for _ in range(BURST):
+                        number += 1
+                        raw.send(frame(number))
 
     def __enter__(self) -> Stage:
         self._thread.start()
@@ -89,15 +99,20 @@ class Stage:
         return dict(self.platform.wait_for(empty, "packets stay inside"))
 
 
+def join(network: Network, host: Host, box: Host, name: str) -> None:
+    """Join a host's eth0 and an interface of the appliance, on which nobody says anything by himself."""
+    network.veth(host, "eth0", box, name, up=False)
+    for end, link in ((host, "eth0"), (box, name)):
+        end.run("sh", "-c", f"echo 1 > /proc/sys/net/ipv6/conf/{link}/disable_ipv6")
+        end.ip("link", "set", link, "up")
+
+
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
     with Network() as network:
         box, client, server = network.host("box"), network.host("client"), network.host("server")
         for host, name in ((client, "lan"), (server, "wan")):
-            network.veth(host, "eth0", box, name, up=False)
-            for end, link in ((host, "eth0"), (box, name)):
-                end.run("sh", "-c", f"echo 1 > /proc/sys/net/ipv6/conf/{link}/disable_ipv6")
-                end.ip("link", "set", link, "up")
+            join(network, host, box, name)
         with PlatformUnderTest(tmp_path, host=box) as platform:
             root = platform.package("demo", {"one/one.c": sources.COUNT_C, "two/two.py": sources.FORWARD_PY})
             one = plans.component("one", root, "c", state=sources.COUNT_STATE, metrics=sources.COUNT_METRICS)
@@ -184,3 +199,24 @@ def test_peers_count_what_the_books_say(stage: Stage, deed: str) -> None:
     if deed in ("kills", "park"):  # the port was never closed and never down
         assert ports["lan"]["rx_pkts"] + ports["lan"]["rx_missed"] == sent
     assert ports["wan"]["rx_pkts"] == 0
+
+
+def test_an_interface_that_is_removed_and_made_anew(stage: Stage) -> None:
+    """What has its name is another one: the port stays down, and says why, until it is opened again."""
+    platform = stage.platform
+    stage.moves_on()
+    stage.box.ip("link", "del", "lan")
+    platform.wait_for(lambda: platform.instance(INSTANCE)["health"] != "ok", "lan is up")
+    join(stage.network, stage.client, stage.box, "lan")
+    stage.box.ip("link", "set", "wan", "down")  # an event behind those of the new interface
+    platform.wait_for(lambda: [port["state"] for port in platform.instance(INSTANCE)["ports"]] == ["down", "down"], "up")
+    assert any("removed" in problem for problem in platform.instance(INSTANCE)["problems"])
+    supervisor = platform.supervisor_pid
+    platform.kill(supervisor)
+    platform.wait_supervisor(other_than=supervisor)
+    platform.wait_for(lambda: any("removed" in x for x in platform.instance(INSTANCE)["problems"]), "not known any more")
+    stage.box.ip("link", "set", "wan", "up")
+    platform.execute("restart", INSTANCE)
+    platform.wait_for(lambda: platform.instance(INSTANCE)["health"] == "ok", "not up again")
+    stage.moves_on()
+    assert stage.quiet()["accounting"]["balanced"]

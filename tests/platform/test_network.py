@@ -18,7 +18,7 @@ from coven.network import TOOLS, LinkEvent, LinkWatcher, OpenedPort, adopt, choo
 from coven.network import tools as tools_module
 from coven.network.interfaces import Interface, check_interface
 from tests.lib.net import Host, Network, unavailable
-from tests.lib.ports import DATAPLANE, Driver, forwarding
+from tests.lib.ports import DATAPLANE, Driver, forwarding, reasons
 
 root = [pytest.mark.root, pytest.mark.skipif(bool(unavailable()), reason=str(unavailable()))]
 
@@ -218,7 +218,7 @@ class TestOnRealInterfaces:
             assert one.shared.created > 500 and other.shared.created > 500
             assert one.drops() == {} == other.drops()
             box.ip("link", "set", "cvtap0", "down")
-            assert one.send(bytes(60)) == 18  # port-down
+            assert one.send(bytes(60)) == reasons()["port-down"]
             box.ip("link", "del", "cvtap0")
             due = one.ffi.new("uint64_t *")
             one.receive()
