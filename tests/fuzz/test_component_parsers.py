@@ -28,9 +28,9 @@ def messages() -> list[bytes]:
 
 
 TARGETS = {
-    "fuzz_flow": (["flow.c", "parse.c"], flows, 4096),
+    "fuzz_flow": (["flow.c", "flow_fragment.c", "flow_key.c", "flow_lookup.c", "parse.c"], flows, 4096),
     "fuzz_ea": (["ea.c", "declaration.c"], messages, 4096),
-    "fuzz_client": (["client.c", "segment.c", "state.c"], lambda: [b"\x01\x2c\x01", b"\x80\x40\x02"], 1024),
+    "fuzz_client": (["client.c", "client_burst.c", "client_wait.c", "segment.c", "state.c"], lambda: [b"\x01\x2c\x01", b"\x80\x40\x02"], 1024),
 }
 
 

@@ -422,7 +422,7 @@ def test_against_a_model(ops: list[tuple[Any, ...]], capacity: int) -> None:
 @pytest.fixture(scope="module")
 def faulty() -> tuple[Any, Any]:
     """The table compiled with fault points, loaded beside the core."""
-    path = builds.shared_object(["flow.c", "parse.c"], *builds.FAULTS)
+    path = builds.shared_object(["flow.c", "flow_fragment.c", "flow_key.c", "flow_lookup.c", "parse.c"], *builds.FAULTS)
     own = cffi.FFI()
     own.cdef(
         "void coven_flow_table_init(void *, uint32_t, const uint64_t *, uint64_t);"

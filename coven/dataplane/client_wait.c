@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Waiting for packets and for questions: look a while, then sleep on both (docs/internals.md section 4). */
+#include "client_private.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <unistd.h>
+
+#define YIELDS 64      /* before sleeping */
+#define FULL_WAIT_MS 1 /* nobody rings when the out-ring gets room again */
+
+static bool has_entries(const struct coven_client *client)
+{
+    return __atomic_load_n(&client->replica->in.tail, __ATOMIC_ACQUIRE) != client->in_head;
+}
+
+static int agent_ready(struct coven_client *client)
+{
+    struct pollfd fd = {.fd = client->agent_fd, .events = POLLIN};
+
+    return client->agent_fd >= 0 && poll(&fd, 1, 0) > 0 ? COVEN_WOKE_AGENT : 0;
+}
+
+/* Sleep on doorbell and agent. The caller has set `sleeping` and looked at the ring since. */
+static int sleep_until(struct coven_client *client, int timeout_ms)
+{
+    struct pollfd fds[2] = {{.fd = client->doorbell_fd, .events = POLLIN},
+                            {.fd = client->agent_fd, .events = POLLIN}};
+    int woke = 0;
+    uint64_t rings[64];
+
+    if (poll(fds, 2, timeout_ms) < 0)
+        return errno == EINTR ? 0 : -errno;
+    if (fds[0].revents & (POLLERR | POLLNVAL))
+        return -EBADF;
+    if (fds[0].revents && read(client->doorbell_fd, rings, sizeof(rings)) < 0 && errno != EAGAIN)
+        return -errno;
+    if (fds[1].revents)
+        woke |= COVEN_WOKE_AGENT;
+    return woke;
+}
+
+int coven_client_wait(struct coven_client *client, int timeout_ms)
+{
+    struct coven_ring *in = &client->replica->in;
+    int woke;
+
+    coven_client_progress(client);
+    for (int i = 0; i < YIELDS && timeout_ms != 0; i++) {
+        if (has_entries(client) && coven_client_out_room(client) != 0)
+            return COVEN_WOKE_PACKETS | agent_ready(client);
+        sched_yield();
+    }
+    if (has_entries(client)) {
+        /* The worker has not taken what was published. It rings for new entries, not for room. */
+        woke = sleep_until(client, coven_client_out_room(client) != 0 ? 0 : FULL_WAIT_MS);
+        return woke < 0 ? woke : woke | COVEN_WOKE_PACKETS;
+    }
+    __atomic_store_n(&in->sleeping, 1, __ATOMIC_SEQ_CST);
+    /* Either this sees the worker's new tail, or the worker sees `sleeping`. */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    woke = sleep_until(client, has_entries(client) ? 0 : timeout_ms);
+    __atomic_store_n(&in->sleeping, 0, __ATOMIC_RELAXED);
+    if (woke < 0)
+        return woke;
+    return woke | (has_entries(client) ? COVEN_WOKE_PACKETS : 0);
+}
