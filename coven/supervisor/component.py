@@ -83,7 +83,7 @@ class Replica:
         self.restarts = 0
         self.last_exit: str | None = None
         self.process: Process | None = None
-        self.log = LogTail()
+        self.log = LogTail(context.settings.logs_dir / self.group)
         self._agent: AsyncAgentClient | None = None
         self._agent_socket: socket.socket | None = None
         self._back_off = BackOff()
@@ -152,6 +152,7 @@ class Replica:
         """Stop, and give back user and control group."""
         await self.stop()
         await cgroup.remove(self.folders)
+        self.log.clear()
         if self.uid_number is not None:
             self._context.uids.discard(self.uid_number)
 
@@ -220,6 +221,7 @@ class Replica:
         fds = self._context.keeper.get(self.fds_name)
         if state == "ready" and document["pid"] and len(fds) == 5:
             self.process = Process.adopted(document["pid"], document["start_time"], self._context.keeper, self._died)
+        self.log.recall()
         if self.process is not None:
             self.state = state
             self._listen(fds)

@@ -52,6 +52,11 @@ class Settings:
         return self.run_dir / "journal"
 
     @property
+    def logs_dir(self) -> Path:
+        """Folder of the last lines that components and workers wrote."""
+        return self.run_dir / "logs"
+
+    @property
     def manifest_path(self) -> Path:
         """The runtime manifest."""
         return self.run_dir / "supervisor.json"

@@ -124,6 +124,7 @@ class Instance:
             if part in ("plan", "pool", "ledger", "stats") or part.startswith("state."):
                 self._context.keeper.drop(name)
         memory.remove_stats(self.stats_name)
+        self.worker.log.clear()
 
     async def write_ports(self) -> None:
         """Write what opening the ports found out into the plan segment."""

@@ -1,25 +1,38 @@
-"""What components and workers write to their standard output and error: the last lines, with times."""
+"""What components and workers write to their standard output and error: the last lines, with times.
+
+A pipe gives each line once, so what was read is written down as well: in the run directory, for the next supervisor.
+Nothing is done while nobody writes.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import logging
 import os
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 LINES = 1000
 LINE_BYTES = 4096
 CHUNK = 65536
+KEPT_BYTES = 1 << 18  # of a file; then the next one is begun, and the one before the last goes
 BYTES_PER_SECOND = 1 << 20  # above this a process waits on its own pipe: its noise must not become our work
 
 
 class LogTail:
     """The last lines of one process's output. Survives the process; `follow` is called for each start."""
 
-    def __init__(self) -> None:
-        """Nothing is followed yet."""
+    def __init__(self, path: Path) -> None:
+        """path: of the file that keeps the lines; it and a second one beside it are made when there are any."""
+        self._path, self._older = path, path.with_name(path.name + ".1")
         self._lines: deque[tuple[float, str]] = deque(maxlen=LINES)
+        self._unkept: list[tuple[float, str]] = []
         self._partial = b""
         self._fd = -1
         self._window = 0.0
@@ -42,6 +55,16 @@ class LogTail:
         if self._partial:
             self._add(self._partial)
             self._partial = b""
+        self._keep()
+
+    def recall(self) -> None:
+        """Take over the lines that a predecessor has read."""
+        for path in (self._older, self._path):
+            with contextlib.suppress(OSError):
+                for line in path.read_text(encoding="utf-8").splitlines():
+                    with contextlib.suppress(ValueError, TypeError):  # the last one may be torn
+                        when, text = json.loads(line)
+                        self._lines.append((float(when), str(text)))
 
     def lines(self, number: int) -> list[dict[str, Any]]:
         """Give the last lines as {"time", "text"}."""
@@ -56,6 +79,10 @@ class LogTail:
     def clear(self) -> None:
         """Forget what an earlier start wrote."""
         self._lines.clear()
+        self._unkept.clear()
+        for path in (self._older, self._path):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def _drain(self) -> None:
         for _ in range(4):
@@ -96,8 +123,37 @@ class LogTail:
         if len(self._partial) > LINE_BYTES:
             self._add(self._partial)
             self._partial = b""
+        self._keep()
         return True
 
     def _add(self, line: bytes) -> None:
         text = line[:LINE_BYTES].decode("utf-8", "replace").rstrip("\r")
         self._lines.append((time.time(), text))
+        self._unkept.append(self._lines[-1])
+
+    def _keep(self) -> None:
+        """Write down what was added. A disk that is full costs the next supervisor these lines, nothing else."""
+        lines, self._unkept = self._unkept, []
+        if not lines:
+            return
+        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        try:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            fd = os.open(self._path, flags, 0o600)
+            try:
+                os.write(fd, data)
+                full = os.fstat(fd).st_size > KEPT_BYTES
+            finally:
+                os.close(fd)
+            if full:
+                self._path.replace(self._older)
+        except OSError as error:
+            log.debug("log=%s not kept: %s", self._path, error)
+
+
+def sweep(folder: Path, known: set[str]) -> None:
+    """Remove the files of parts that do not exist any more. known: names of files that are kept."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.name.removesuffix(".1") not in known:
+                path.unlink()

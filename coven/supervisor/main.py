@@ -51,6 +51,7 @@ def make_folders(settings: Settings) -> None:
                 os.chown(folder, 0, settings.agent_uid)
                 folder.chmod(0o1775)
         _own_folder(settings.journal_dir, 0o700)
+        _own_folder(settings.logs_dir, 0o700)
         _own_folder(settings.build_dir, 0o755)
         packages = settings.packages_dir
         packages.mkdir(mode=0o755, exist_ok=True)

@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from coven.errors import CovenError
-from coven.supervisor import cgroup, journal, verbs
+from coven.supervisor import cgroup, journal, logs, verbs
 from coven.supervisor.agent import ManagementAgent
 from coven.supervisor.context import Context
 from coven.supervisor.instance import Instance
@@ -354,6 +354,7 @@ class Platform:
             path.unlink(missing_ok=True)
         for path in self.context.settings.journal_dir.glob("*.jsonl"):
             path.unlink(missing_ok=True)
+        logs.sweep(self.context.settings.logs_dir, set())
         self.context.keeper.drop(LISTEN_NAME)
         self.context.keeper.end()
 

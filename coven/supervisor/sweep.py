@@ -9,7 +9,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any
 
-from coven.supervisor import cgroup, journal, memory
+from coven.supervisor import cgroup, journal, logs, memory
 from coven.supervisor.config import Settings
 from coven.supervisor.keeper import Keeper
 from coven.supervisor.process import start_time
@@ -87,6 +87,7 @@ async def sweep_groups(platform: Platform) -> None:
     for folders in cgroup.sweep(platform.context.cgroups, platform.known_groups()):
         log.warning("cgroup=%s is nobody's; removed", folders[0].name)
         await cgroup.remove(folders)
+    logs.sweep(platform.context.settings.logs_dir, platform.known_groups())
     from coven.supervisor.build import clean
 
     clean(platform.context.settings.build_dir)

@@ -57,7 +57,7 @@ class Worker:
         self.restarts = 0
         self.last_exit: str | None = None
         self.process: Process | None = None
-        self.log = LogTail()
+        self.log = LogTail(context.settings.logs_dir / self.group)
         self.recovered = ""
         self.fused = FusedComponents()
         self._control: WorkerControl | None = None
@@ -77,7 +77,7 @@ class Worker:
     @property
     def group(self) -> str:
         """Name of the control group."""
-        return f"{self._instance}.worker.0"
+        return f"{self._instance}.worker"  # no component's: theirs have three parts, and one may be called worker
 
     @property
     def folders(self) -> tuple[Any, ...]:
@@ -223,6 +223,7 @@ class Worker:
         fds = self._context.keeper.get(self.fds_name)
         if state in ("ready", "running") and document["pid"] and len(fds) == 3:
             self.process = Process.adopted(document["pid"], document["start_time"], self._context.keeper, self._died)
+        self.log.recall()
         if self.process is not None:
             self.state = state
             self._attached = {int(number): pid for number, pid in document["attached"].items()}

@@ -88,6 +88,18 @@ print("waiting for godot", flush=True)
 threading.Event().wait()
 """
 
+TALKS_PY = """
+from coven.component import Component, operation
+
+class Talks(Component):
+    @operation("say")
+    def say(self, text):
+        print(text, flush=True)
+
+    def process_burst(self, burst):
+        pass
+"""
+
 # Dies as soon as it is ready; the first start of an instance is spared when there is a packet to wait for.
 DIES_PY = """
 import os, threading

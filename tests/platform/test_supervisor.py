@@ -408,6 +408,43 @@ def test_what_keeps_dying_is_parked_and_healed(platform: PlatformUnderTest) -> N
     assert wait_tx(platform, before + 5)["balanced"]
 
 
+def test_lines_and_names_outlive_the_supervisor(platform: PlatformUnderTest) -> None:
+    """The lines that it had read are there, those written meanwhile follow, and a component may be called worker."""
+    root = platform.package("demo", {"worker/worker.py": sources.TALKS_PY})
+    ports = [plans.gen_port("lan"), plans.gen_port("wan")]
+    operation = {"name": "say", "help": "", "arguments": [
+        {"name": "text", "type": "string", "required": True, "default": None, "help": "", "enum": []}]}  # fmt: skip
+    platform.deploy(plans.chain("fw-1", root, [plans.component("worker", root, "python", operations=[operation])], ports))
+    pids = [platform.replica("fw-1", "worker")["pid"], platform.instance("fw-1")["workers"][0]["pid"]]
+
+    def say(text: str) -> None:
+        platform.request("agent", instance="fw-1", component="worker", verb="call", name="say", arguments={"text": text})
+
+    def texts(n: int) -> list[str]:
+        rows = platform.request("logs", instance="fw-1", component="worker", lines=n)["lines"]
+        assert all(row["time"] > 1e9 for row in rows)
+        return [row["text"] for row in rows]
+
+    for n in range(1200):
+        say(f"line {n} " + "x" * 400)
+    before = texts(500)
+    assert before[-1].startswith("line 1199 ")
+    kept = sum(path.stat().st_size for path in (platform.run_dir / "logs").iterdir())
+    assert 0 < kept < 600_000
+    old = platform.supervisor_pid
+    platform.kill(old)
+    platform.wait_supervisor(other_than=old)
+    assert texts(500) == before
+    say("afterwards")
+    platform.wait_for(lambda: texts(501) == [*before, "afterwards"], "the lines do not go on")
+    assert pids == [platform.replica("fw-1", "worker")["pid"], platform.instance("fw-1")["workers"][0]["pid"]]
+    platform.kill(pids[0])
+    platform.wait_ready("fw-1", "worker", other_than=pids[0])
+    assert platform.instance("fw-1")["workers"][0]["pid"] == pids[1]
+    platform.execute("terminate", "fw-1", force=True)
+    assert list((platform.run_dir / "logs").iterdir()) == []
+
+
 def test_processes_that_a_component_left_are_gone_before_it_starts_again(platform: PlatformUnderTest) -> None:
     if not ROOT:
         pytest.skip("needs cgroups")
