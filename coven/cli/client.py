@@ -36,9 +36,17 @@ def default_socket() -> Path:
     """Give the socket of this user's agent, or of the machine's if only that is there."""
     if os.geteuid() == 0:
         return SYSTEM_SOCKET
-    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/coven-{os.getuid()}"  # noqa: S108 - 0700
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/coven-{os.getuid()}"  # noqa: S108 - see _is_ours
     own = Path(runtime) / "coven" / "agent.sock"
-    return SYSTEM_SOCKET if not own.exists() and SYSTEM_SOCKET.exists() else own
+    return own if _is_ours(own) or (not SYSTEM_SOCKET.exists() and not own.exists()) else SYSTEM_SOCKET
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell whether a socket is there and was made by us: below /tmp, anybody could have made one."""
+    try:
+        return path.lstat().st_uid == os.getuid()
+    except OSError:
+        return False
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -86,8 +86,13 @@ def default_dirs(privileged: bool) -> tuple[Path, Path]:
     """Give state and run directory for this user."""
     if privileged:
         return Path("/var/lib/coven"), Path("/run/coven")
-    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/coven-{os.getuid()}"  # noqa: S108 - made with mode 0700
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or fallback_dir()
     return Path.home() / ".local" / "share" / "coven", Path(runtime) / "coven"
+
+
+def fallback_dir() -> Path:
+    """Give the folder that stands for XDG_RUNTIME_DIR; whoever uses it checks whose it is."""
+    return Path(f"/tmp/coven-{os.getuid()}")  # noqa: S108
 
 
 def parse_arguments(arguments: list[str]) -> Settings:

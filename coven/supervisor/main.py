@@ -13,7 +13,7 @@ from pathlib import Path
 
 from coven.supervisor import cgroup, sweep
 from coven.supervisor.cgroup import Hierarchies
-from coven.supervisor.config import Settings, parse_arguments
+from coven.supervisor.config import Settings, fallback_dir, parse_arguments
 from coven.supervisor.context import Context
 from coven.supervisor.keeper import Keeper
 from coven.supervisor.platform import Platform
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run until the platform ends. Gives the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
     settings = parse_arguments(sys.argv[1:] if arguments is None else arguments)
-    os.umask(0o022)
+    os.umask(0o022)  # also for folders above ours that are missing
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the keeper tells us
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -43,22 +43,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 def make_folders(settings: Settings) -> None:
     """Make state and run directory. The agent may make files in both, but not touch those of others (sticky)."""
-    old = os.umask(0)
-    try:
-        for folder in (settings.state_dir, settings.run_dir):
-            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-            if settings.privileged:
-                os.chown(folder, 0, settings.agent_uid)
-                folder.chmod(0o1775)
-        _own_folder(settings.journal_dir, 0o700)
-        _own_folder(settings.logs_dir, 0o700)
-        _own_folder(settings.build_dir, 0o755)
-        packages = settings.packages_dir
-        packages.mkdir(mode=0o755, exist_ok=True)
-        if settings.privileged and packages.stat(follow_symlinks=False).st_uid == 0:
-            os.chown(packages, settings.agent_uid, settings.agent_uid, follow_symlinks=False)
-    finally:
-        os.umask(old)
+    if not settings.privileged and settings.run_dir.parent == fallback_dir():
+        _own_folder(settings.run_dir.parent, 0o700)  # below /tmp, where everybody could have made it
+    for folder in (settings.state_dir, settings.run_dir):
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if settings.privileged:
+            os.chown(folder, 0, settings.agent_uid)
+            folder.chmod(0o1775)
+    _own_folder(settings.journal_dir, 0o700)
+    _own_folder(settings.logs_dir, 0o700)
+    _own_folder(settings.build_dir, 0o755)
+    packages = settings.packages_dir
+    packages.mkdir(mode=0o755, exist_ok=True)
+    if settings.privileged and packages.stat(follow_symlinks=False).st_uid == 0:
+        os.chown(packages, settings.agent_uid, settings.agent_uid, follow_symlinks=False)
 
 
 def _own_folder(folder: Path, mode: int) -> None:

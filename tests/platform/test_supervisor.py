@@ -7,6 +7,8 @@ import re
 import shutil
 import signal
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -586,6 +588,33 @@ def test_operations_are_remembered_by_the_successor(platform: PlatformUnderTest)
 
 
 @needs_root
+def test_folders_that_are_missing_are_made_for_nobody_else(tmp_path: Path) -> None:
+    """It ends without a keeper, after it has made its folders; an open umask must not matter."""
+    options = ["--state-dir", str(tmp_path / "a" / "b" / "state"), "--run-dir", str(tmp_path / "c" / "d" / "run")]
+    command = [sys.executable, "-m", "coven.supervisor", *options]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, umask=0)
+    assert ended.returncode == 2, ended.stderr
+    for folder in ("a", "a/b", "c", "c/d"):
+        assert stat.S_IMODE((tmp_path / folder).stat().st_mode) == 0o755
+
+
+@needs_root
+def test_a_run_folder_below_tmp_that_somebody_else_made_is_refused(tmp_path: Path) -> None:
+    user = 60000 + os.getpid() % 5000
+    if not all(parent.stat().st_mode & 0o001 for parent in BIN.parents):
+        pytest.skip("coven lies where other users cannot go")
+    taken = Path(f"/tmp/coven-{user}")  # noqa: S108
+    taken.mkdir(mode=0o777)
+    try:
+        environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+        command = [sys.executable, "-m", "coven.supervisor"]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, user=user)
+        assert ended.returncode == 1 and f"{taken} belongs to user 0" in ended.stderr
+        assert list(taken.iterdir()) == []
+    finally:
+        taken.rmdir()
+
+
 def test_without_root_everything_runs_under_one_user_and_says_what_is_missing() -> None:
     user = 65534
     if not all(parent.stat().st_mode & 0o001 for parent in BIN.parents):
