@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from coven import package
+from tests.lib.net import Network
 from tests.lib.platform import PlatformUnderTest
 from tests.lib.rest import Answer, Rest
 
@@ -388,3 +390,86 @@ def test_a_full_disk_refuses_what_is_new_and_ends_what_was_begun(small_disk: Pat
             ended = rest.finish(rest.call("POST", "/v1/instances/fw/terminate", {"force": True}))
             assert ended["state"] == "succeeded"
     assert under_test.leftovers() == []
+
+
+def at_once(*calls: Callable[[], Answer]) -> list[Answer]:
+    """Make calls at the same time; give the answers in order."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to open an interface")
+def test_interfaces_that_cannot_be_had(platform: Platform, tmp_path: Path) -> None:
+    rest = platform.rest
+    identity = platform.upload(ROOT / "packages" / "passthrough", tmp_path)
+    with Network() as network:
+        good, down = network.name(), network.name()
+        network.veth(None, good, None, network.name())
+        network.veth(None, down, None, network.name(), up=False)
+        setting = Path(f"/proc/sys/net/ipv6/conf/{good}/disable_ipv6")
+        before = setting.read_text() if setting.exists() else None
+
+        def deploy(interface: str, instance: str) -> Answer:
+            body = {"package": identity, "ports": {"lan": interface, "wan": WAN}, "id": instance}
+            return rest.call("POST", "/v1/instances", body)
+
+        for interface, code, hint in (
+            (down, "port.interface-down", f"ip link set {down} up"),
+            ("lo", "port.unsupported", "veth"),
+        ):
+            error = rest.finish(deploy(interface, "no"))["error"]
+            assert (error["code"], error["where"]["part"]) == (code, "port lan")
+            assert hint in error["hint"]
+        several = at_once(*(lambda n=n: deploy(good, f"fw-{n}") for n in range(3)))  # type: ignore[misc]
+        ended = sorted((rest.finish(answer) for answer in several), key=lambda op: str(op["state"]))
+        assert [op["state"] for op in ended] == ["rolled-back", "rolled-back", "succeeded"]
+        assert {op["error"]["code"] for op in ended[:2]} == {"port.in-use"}
+        assert [found["id"] for found in rest.get("/v1/instances")["instances"]] == [ended[2]["instance"]]
+        assert rest.finish(deploy(good, "late"))["error"]["code"] == "port.in-use"
+        rest.finish(rest.call("POST", f"/v1/instances/{ended[2]['instance']}/terminate", {"force": True}))
+        assert (setting.read_text() if setting.exists() else None) == before
+
+
+def test_what_is_asked_for_at_the_same_time(platform: Platform, tmp_path: Path) -> None:
+    """One of them is done, the others are told why not, and agent and supervisor agree afterwards."""
+    rest = platform.rest
+    identity = platform.upload(ROOT / "packages" / "passthrough", tmp_path)
+
+    def agreed() -> list[str]:
+        known = sorted(found["id"] for found in rest.get("/v1/instances")["instances"])
+        assert known == sorted(platform.under_test.request("state")["instances"])
+        return known
+
+    def post(path: str, body: object = None) -> Callable[[], Answer]:
+        return lambda: rest.call("POST", path, body)
+
+    same = at_once(*[lambda: platform.create(identity, id="fw")] * 4)
+    assert sorted(answer.status for answer in same) == [202, 409, 409, 409]
+    rest.finish(next(answer for answer in same if answer.status == 202))
+    assert agreed() == ["fw"]
+    for verb in ("stop", "start", "restart"):
+        answers = at_once(*[post(f"/v1/instances/fw/{verb}")] * 4)
+        codes = [answer.code for answer in answers if answer.status != 202]
+        assert set(codes) <= {"instance.busy", "instance.wrong-state"} and len(codes) < 4
+        assert {rest.finish(answer)["state"] for answer in answers if answer.status == 202} == {"succeeded"}
+    for _ in range(3):
+        deployed, ended = at_once(
+            lambda: platform.create(identity, id="short"), post("/v1/instances/short/terminate", {"force": True})
+        )
+        assert rest.finish(deployed)["state"] == "succeeded"
+        if ended.status == 202:
+            rest.finish(ended)
+        else:
+            assert ended.code in ("instance.not-found", "instance.busy", "instance.wrong-state")
+        if "short" in agreed():
+            rest.finish(rest.call("POST", "/v1/instances/short/terminate", {"force": True}))
+    rest.finish(rest.call("POST", "/v1/instances/fw/terminate", {"force": True}))
+    created, deleted = at_once(
+        lambda: platform.create(identity, id="last"), lambda: rest.call("DELETE", f"/v1/packages/{identity}")
+    )
+    assert (created.status, deleted.status) in ((202, 409), (404, 204))
+    if created.status == 202:
+        assert rest.finish(created)["state"] == "succeeded" and agreed() == ["last"]
+    else:
+        assert agreed() == []
