@@ -252,6 +252,17 @@ def test_what_raises_at_import_is_shown(platform: PlatformUnderTest) -> None:
     error = failed_deploy(platform, python_plan(platform, sources.RAISES_PY))["error"]
     assert error["code"] == "component.bad-code"
     assert "no luck today" in error["message"]
+    assert error["where"]["file"] == "one.py" and error["where"]["line"] > 0 and error["hint"]
+
+
+def test_an_init_that_refuses_is_shown_with_its_meaning(platform: PlatformUnderTest) -> None:
+    source = sources.FORWARD_C.replace(
+        "COVEN_COMPONENT(", "static int init(struct coven_component *self) { (void)self; return -22; }\n"
+        "COVEN_COMPONENT(.init = init, "
+    )  # fmt: skip
+    error = failed_deploy(platform, c_chain(platform, source=source))["error"]
+    assert (error["code"], error["where"]["part"]) == ("component.bad-code", "component one")
+    assert "init returned -22 (Invalid argument)" in error["message"] and error["hint"]
 
 
 def test_what_exits_at_start_is_shown_with_its_output(platform: PlatformUnderTest) -> None:
