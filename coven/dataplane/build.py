@@ -1,7 +1,7 @@
 """How the C core is compiled: the cffi module `_core` and the executables in `coven/bin`.
 
 The only place where C is declared to Python. Structures and constants come from abi.h itself, so that
-Python cannot disagree with the header; the functions Python may call are listed here.
+Python cannot disagree with them; so do functions, from the headers that are listed here.
 """
 
 from __future__ import annotations
@@ -31,39 +31,16 @@ PROGRAMS: dict[str, bool] = {
     "coven-keeper": False,
 }
 
-# Functions that Python calls; everything else of the core stays C's own.
+# Functions that Python calls of headers that are otherwise the worker's own.
 FUNCTIONS = """
-struct coven_ring_side {
-    struct coven_ring *ring;
-    struct coven_meta *meta;
-    struct coven_meta_ext *ext;
-    uint32_t size, position, peer;
-    int doorbell;
-    uint32_t broken;
-};
-void coven_ring_side_init(struct coven_ring_side *side, struct coven_ring *ring, struct coven_meta *meta,
-                          struct coven_meta_ext *ext, uint32_t size, uint32_t position, int doorbell);
-uint32_t coven_ring_room(struct coven_ring_side *side, uint32_t wanted);
-void coven_ring_publish(struct coven_ring_side *side, uint32_t tail);
-uint16_t coven_ring_enqueue_burst(struct coven_ring_side *side, const struct coven_meta *meta,
-                                  const struct coven_meta_ext *ext, uint16_t n);
-uint32_t coven_ring_ready(struct coven_ring_side *side);
-void coven_ring_taken(struct coven_ring_side *side, uint32_t head);
-uint16_t coven_ring_dequeue_burst(struct coven_ring_side *side, struct coven_meta *meta,
-                                  struct coven_meta_ext *ext, uint16_t max);
-bool coven_ring_sleep(struct coven_ring_side *side);
-void coven_ring_awake(struct coven_ring_side *side);
-
 uint64_t coven_ledger_bytes(const struct coven_plan *plan);
 uint64_t coven_ledger_breadcrumb_offset(void);
 int64_t coven_capture_check(int fd, char *why, size_t why_bytes);
 """
+INCLUDES: list[str] = ["ledger.h", "capture.h"]
 
-# Headers that FUNCTIONS are declared in besides the ones below.
-INCLUDES: list[str] = ["ring.h", "ledger.h", "capture.h"]
-
-# Headers without inline functions whose whole content Python may use, declared from their own text.
-FUNCTION_HEADERS: list[str] = ["control.h", "state.h", "client.h", "flow.h"]
+# Headers whose whole content Python may use, but for inline functions; declared from their own text.
+FUNCTION_HEADERS: list[str] = ["ring.h", "control.h", "state.h", "client.h", "flow.h"]
 
 
 def core_sources() -> list[str]:
@@ -72,11 +49,12 @@ def core_sources() -> list[str]:
 
 
 def header_declarations(path: Path) -> str:
-    """Give a header as cffi can read it: without includes, assertions, attributes and computed macros."""
+    """Give a header as cffi can read it: without includes, assertions, attributes, computed macros and inline code."""
     text = path.read_text(encoding="utf-8")
     text = re.sub(r"\s*__attribute__\(\(.*?\)\)", "", text)
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
     text = re.sub(r"_Static_assert\(.*?\);", "", text, flags=re.DOTALL)
+    text = re.sub(r"^static inline [^;{]*\{.*?^\}$", "", text, flags=re.DOTALL | re.MULTILINE)
     text = text.replace("\\\n", " ")
     kept = []
     for line in text.splitlines():
@@ -116,8 +94,6 @@ class BuildPrograms(build_ext):
         target.mkdir(parents=True, exist_ok=True)
         for name, with_core in PROGRAMS.items():
             source = HERE / "programs" / f"{name.removeprefix('coven-').replace('-', '_')}.c"
-            if not source.exists():
-                continue
             sources = [str(source.relative_to(root))] + (core_sources() if with_core else [])
             try:
                 objects = self.compiler.compile(

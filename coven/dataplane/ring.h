@@ -19,7 +19,7 @@ struct coven_ring_side {
     uint32_t size;     /* entries, a power of two */
     uint32_t position; /* own: tail of the producer, head of the consumer */
     uint32_t peer;     /* the other side's position as last seen and found possible */
-    int doorbell;      /* eventfd: producer writes, consumer blocks on it; -1: none */
+    int doorbell;      /* producer writes, consumer blocks on it; -1: none */
     uint32_t broken;   /* times the peer's word was impossible */
 };
 
