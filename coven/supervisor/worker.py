@@ -6,11 +6,13 @@ import asyncio
 import logging
 import os
 import socket
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from coven.dataplane.core import Control
+from coven.dataplane.core import Control, ffi
 from coven.errors import CovenError, Where
 from coven.supervisor import cgroup, control
 from coven.supervisor.backoff import BackOff
@@ -31,6 +33,8 @@ CONTROL_FD = 3
 OUTPUT_LINES = 20
 EXIT_GRACE = 2.0
 PING_TIMEOUT = 2.0  # of a worker that was silent before: then it hangs
+LOOK_EVERY = 2.0  # at its heartbeat
+STALE_NS = 3_000_000_000  # a sleeping worker wakes each second, a busy one stores it every 1024 loops
 READY_TIMEOUT = 20.0  # a large ledger is recovered and pages of the pool are touched
 
 
@@ -66,6 +70,7 @@ class Worker:
         self._back_off = BackOff()
         self._task: asyncio.Task[None] | None = None
         self._suspicion: asyncio.Task[None] | None = None
+        self._looking: asyncio.TimerHandle | None = None
         self._wanted = False
         self._run = False
 
@@ -229,6 +234,7 @@ class Worker:
             self._attached = {int(number): pid for number, pid in document["attached"].items()}
             self._control = WorkerControl(fds[0], PART)
             self.log.follow(fds[2])
+            self._begin_to_look()
         else:
             self.state = "parked" if state == "parked" else "restarting" if self._wanted else "stopped"
 
@@ -273,6 +279,7 @@ class Worker:
         self.process = Process.spawned(pid, context.keeper, self._died)
         self._control = WorkerControl(fds[0], PART)
         self.log.follow(log_read)
+        self._begin_to_look()
         context.save()
         try:
             await self._feed_all()
@@ -375,8 +382,24 @@ class Worker:
         )
         self._task = asyncio.create_task(self._after_death())
 
+    def _begin_to_look(self) -> None:
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(LOOK_EVERY, self._look)
+
+    def _look(self) -> None:
+        """Look at the heartbeat: a worker may hang while nobody asks it anything."""
+        self._looking = None
+        if not self._wanted:
+            return
+        self._looking = asyncio.get_running_loop().call_later(LOOK_EVERY, self._look)
+        fds = self._context.keeper.get(f"{self._instance}/stats")
+        if self.state == "running" and fds:
+            beat = os.pread(fds[0], 8, ffi.offsetof("struct coven_stats", "heartbeat_ns"))
+            if time.monotonic_ns() - int.from_bytes(beat, sys.byteorder) > STALE_NS:
+                self._suspect()
+
     def _suspect(self) -> None:
-        """Somebody got no answer: find out whether the worker hangs. Nobody looks while nobody asks."""
+        """Something is wrong with the worker: find out whether it hangs."""
         if self._suspicion is None or self._suspicion.done():
             self._suspicion = asyncio.create_task(self._ping())
 

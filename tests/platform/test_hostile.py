@@ -224,6 +224,17 @@ static void chatter(struct coven_component *self, struct coven_packet *pkt, void
 COVEN_COMPONENT(.process_pkt = chatter, .allocate_new_fs = allocate);
 """
 
+# Never comes back from a packet.
+HANGS = """
+static void hang(struct coven_component *self, struct coven_packet *pkt, void *fs)
+{
+    (void)self; (void)pkt; (void)fs;
+    for (volatile int forever = 1; forever;)
+        ;
+}
+COVEN_COMPONENT(.process_pkt = hang, .allocate_new_fs = allocate);
+"""
+
 ATTACKS = {"scribbles": SCRIBBLES, "resizes": RESIZES, "talks": TALKS, "closes": CLOSES, "clings": CLINGS}
 
 
@@ -320,3 +331,12 @@ def test_the_worker_does_not_wait_for_a_reader_of_its_log(platform: PlatformUnde
         os.kill(supervisor, signal.SIGCONT)
     lines = platform.request("logs", instance=INSTANCE, component=None, lines=5)["lines"]
     assert any("a packet" in line["text"] for line in lines)
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_replaced_though_nobody_asks_it(platform: PlatformUnderTest) -> None:
+    platform.deploy(two_paths(platform, HANGS, "fused"))
+    before = platform.instance(INSTANCE)["workers"][0]["pid"]
+    after = platform.wait_worker(INSTANCE, other_than=before)
+    assert after["last_exit"] == "killed by SIGKILL"
+    assert "component-crash in hostile" in after["recovered"]
