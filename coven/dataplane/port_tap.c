@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* NIC tool tap: the file side of a tap device with virtio-net headers (IFF_TAP | IFF_NO_PI | IFF_VNET_HDR).
  *
- * A frame that was read is no longer in the kernel: what of a super-frame did not fit a burst waits here, and is lost with
- * the worker (the part not made yet is in no counter). Everything else is as with afpacket. */
+ * A frame that was read is no longer in the kernel, and a record made before read() could not say how many there will be:
+ * what a worker had read and not booked when it was killed is in no counter of ours, nor is the part of a super-frame that
+ * waits here for the next burst. The interface's own counters have them (docs/operate.md). Else it is as with afpacket. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -16,10 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coven.model import Limits
+from coven.supervisor import cgroup_v2
+from coven.supervisor.process import children
 
 log = logging.getLogger(__name__)
 
 CONTROLLERS = ("memory", "cpu", "pids")
+SWAP = "memory.swap.max"  # memory.max does not count what is swapped out
 PERIOD_US = 100_000  # of the CPU quota
 
 
@@ -55,8 +58,11 @@ def find(platform_id: str, mounts: str | None = None, own: str | None = None) ->
         elif fields[2] == "cgroup":
             for controller in set(fields[3].split(",")) & set(CONTROLLERS):
                 v1[controller] = Path(fields[1])
-    found = _unified(v2, own, platform_id) if v2 else None
-    if found is None:
+    mine = {os.getpid(), os.getppid(), *children(os.getppid())} - {0, 1}  # with the keeper and what else it started
+    root = cgroup_v2.prepare(v2, own, platform_id, CONTROLLERS, mine) if v2 else None
+    if root is not None:
+        found = Hierarchies(2, dict.fromkeys(CONTROLLERS, root))
+    else:
         found = Hierarchies(1 if v1 else 0, {c: path / platform_id for c, path in v1.items()})
     for controller in CONTROLLERS:
         if controller not in found.roots:
@@ -70,32 +76,6 @@ def find(platform_id: str, mounts: str | None = None, own: str | None = None) ->
     return found
 
 
-def _unified(mount: Path, own: str, platform_id: str) -> Hierarchies | None:
-    """Use version 2 when all controllers are there; processes may only be in leaves, so ours move into one."""
-    base = mount
-    for line in own.splitlines():
-        if line.startswith("0::"):
-            base = mount / line[3:].strip().lstrip("/")
-    try:
-        if not set(CONTROLLERS) <= set((base / "cgroup.controllers").read_text(encoding="ascii").split()):
-            return None
-        if base != mount:
-            leaf = base / "platform"
-            leaf.mkdir(exist_ok=True)
-            for pid in (base / "cgroup.procs").read_text(encoding="ascii").split():
-                with contextlib.suppress(ProcessLookupError):
-                    (leaf / "cgroup.procs").write_text(pid, encoding="ascii")
-        enable = " ".join(f"+{controller}" for controller in CONTROLLERS)
-        (base / "cgroup.subtree_control").write_text(enable, encoding="ascii")
-        root = base / platform_id
-        root.mkdir(exist_ok=True)
-        (root / "cgroup.subtree_control").write_text(enable, encoding="ascii")
-    except OSError as error:
-        log.warning("cgroup2=%s not usable: %s", base, error)
-        return None
-    return Hierarchies(2, dict.fromkeys(CONTROLLERS, root))
-
-
 def create(hierarchies: Hierarchies, name: str, limits: Limits | None) -> tuple[Path, ...]:
     """Make a group in each hierarchy and set its limits; give its folders. `name` has no slash."""
     folders: list[Path] = []
@@ -106,7 +86,8 @@ def create(hierarchies: Hierarchies, name: str, limits: Limits | None) -> tuple[
     if limits:
         for controller, root in hierarchies.roots.items():
             for file, value in _values(hierarchies.version, controller, limits):
-                (root / name / file).write_text(value, encoding="ascii")
+                if file != SWAP or (root / name / file).exists():  # a kernel without swap accounting has no such file
+                    (root / name / file).write_text(value, encoding="ascii")
     return tuple(folders)
 
 
@@ -117,7 +98,7 @@ def _values(version: int, controller: str, limits: Limits) -> list[tuple[str, st
     if version == 2:
         if controller == "cpu":
             return [("cpu.max", f"{quota} {PERIOD_US}")]
-        return [("memory.max", str(limits.memory_bytes)), ("memory.oom.group", "1")]
+        return [("memory.max", str(limits.memory_bytes)), (SWAP, "0"), ("memory.oom.group", "1")]
     if controller == "cpu":
         return [("cpu.cfs_period_us", str(PERIOD_US)), ("cpu.cfs_quota_us", str(quota))]
     return [("memory.limit_in_bytes", str(limits.memory_bytes))]
@@ -134,6 +115,8 @@ def processes(folders: tuple[Path, ...]) -> set[int]:
 
 async def kill_all(folders: tuple[Path, ...]) -> None:
     """Kill every process of a group; returns when none is left. Processes that fork meanwhile are found again."""
+    for folder in folders:
+        cgroup_v2.kill(folder)
     for _ in range(200):
         pids = processes(folders)
         if not pids:

@@ -207,23 +207,23 @@ def fake_files(folder: Path, *names: str) -> None:
 
 
 def test_version_2_is_used_when_it_has_the_controllers(tmp_path: Path) -> None:
-    """A tree of plain files: this host has version 1, and what is written is all that can be looked at."""
+    """A tree of plain files for the limits; the kernel's rules have tests of their own (test_cgroup_v2.py)."""
     base = tmp_path / "system.slice" / "coven.service"
     fake_files(base, "cgroup.procs", "cgroup.subtree_control")
-    fake_files(base / "platform", "cgroup.procs")
     (base / "cgroup.controllers").write_text("cpu memory pids\n")
-    (base / "cgroup.procs").write_text("4242\n")
     fake_files(base / "coven-x", "cgroup.subtree_control")
     found = cgroup.find("coven-x", mounts=f"cgroup2 {tmp_path} cgroup2 rw 0 0\n", own="0::/system.slice/coven.service\n")
     assert (found.version, found.folders, found.missing) == (2, [base / "coven-x"], [])
     assert (base / "cgroup.subtree_control").read_text() == "+memory +cpu +pids"
-    assert (base / "platform" / "cgroup.procs").read_text() == "4242"  # processes may only be in leaves
-    fake_files(base / "coven-x" / "one")
+    fake_files(base / "coven-x" / "one", "memory.swap.max")
     (folder,) = cgroup.create(found, "one", Limits(memory_bytes=1 << 20, cpu=0.25, pids=7))
     values = {path.name: path.read_text() for path in folder.iterdir()}
     assert values == {
-        "memory.max": "1048576", "memory.oom.group": "1", "cpu.max": "25000 100000", "pids.max": "7",
+        "memory.max": "1048576", "memory.swap.max": "0", "memory.oom.group": "1", "cpu.max": "25000 100000", "pids.max": "7",
     }  # fmt: skip
+    (folder / "memory.swap.max").unlink()
+    cgroup.create(found, "one", Limits())
+    assert not (folder / "memory.swap.max").exists()
 
 
 def test_version_1_is_used_where_version_2_has_too_little(tmp_path: Path) -> None:
