@@ -9,7 +9,7 @@ from typing import Any
 from coven.cli.client import segment
 from coven.cli.options import Commands, Context, add_json
 from coven.cli.show import as_json, line, size, table
-from coven.errors import CovenError
+from coven.errors import CovenError, Where
 
 
 def register(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -76,6 +76,8 @@ def run_validate(_: Context, arguments: argparse.Namespace) -> None:
             document = {"valid": True, "id": found.id, "kind": found.kind, "components": names}
             text = f"{path}: {found.id} is valid, with components {', '.join(names)}"
     except CovenError as error:
+        if error.where is None:
+            error.where = Where(file=str(path))
         if not arguments.json:
             raise
         as_json({"valid": False, "error": error.to_json()})

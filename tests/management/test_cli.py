@@ -55,6 +55,12 @@ def test_from_a_folder_to_nothing(agent: Agent) -> None:
     assert at(agent, "operations").stdout.count("succeeded") == 6
 
 
+def test_what_is_no_package_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.coven").write_text("no archive")
+    done = coven("validate", tmp_path / "x.coven")
+    assert done.returncode == 1 and f"coven: {tmp_path}/x.coven: this is no zip archive" in done.stderr
+
+
 def test_a_place_is_said_once(agent: Agent) -> None:
     done = at(agent, "deploy", PASSTHROUGH, "--port", "lan=gen")
     assert "coven: port wan is not bound [binding.missing]" in done.stderr, done.stderr
