@@ -23,7 +23,7 @@ CFLAGS = [
     "-Wvla", "-Wmissing-prototypes",
 ]  # fmt: skip
 
-# What each executable is made of besides programs/<name>.c: the whole core, or nothing.
+# What each executable is made of besides programs/<name>.c and programs/<name>_*.c: the whole core, or nothing.
 PROGRAMS: dict[str, bool] = {
     "coven-worker": True,
     "coven-component-host": True,
@@ -94,7 +94,8 @@ class BuildPrograms(build_ext):
         target.mkdir(parents=True, exist_ok=True)
         for name, with_core in PROGRAMS.items():
             source = HERE / "programs" / f"{name.removeprefix('coven-').replace('-', '_')}.c"
-            sources = [str(source.relative_to(root))] + (core_sources() if with_core else [])
+            parts = [source, *sorted(source.parent.glob(f"{source.stem}_*.c"))]
+            sources = [str(part.relative_to(root)) for part in parts] + (core_sources() if with_core else [])
             try:
                 objects = self.compiler.compile(
                     sources,

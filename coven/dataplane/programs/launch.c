@@ -24,7 +24,6 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/capability.h>
-#include <linux/openat2.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -33,25 +32,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "launch.h"
+
 #define FAILED 125
 #define MAX_LIST 64
 #define MAX_ENV 256
 #define FD_LIFT 20 /* descriptors are moved here and above before they are put in place */
-
-struct bind {
-    const char *path;
-    bool writable, exact;
-    int tree; /* detached copy of the mount, or -1 for a symbolic link */
-    bool folder;
-    char link[256];
-};
 
 struct placement {
     int target, source;
@@ -81,7 +73,7 @@ static struct {
 /* Standard error of the caller: told there even when descriptor 2 has become something else. */
 static int complaints = STDERR_FILENO;
 
-__attribute__((noreturn, format(printf, 2, 3))) static void die(int error, const char *format, ...)
+void launch_die(int error, const char *format, ...)
 {
     char text[1024];
     va_list arguments;
@@ -99,8 +91,7 @@ __attribute__((noreturn, format(printf, 2, 3))) static void die(int error, const
     _exit(FAILED);
 }
 
-/* What only privileges give: skipped without them when --best-effort was said, refused otherwise. */
-static void need(int result, const char *what, const char *detail)
+void launch_need(int result, const char *what, const char *detail)
 {
     int error = errno;
 
@@ -108,7 +99,7 @@ static void need(int result, const char *what, const char *detail)
         return;
     if (want.best_effort && (error == EPERM || error == EACCES || error == ENOSYS))
         return;
-    die(error, "%s%s%s", what, detail ? " " : "", detail ? detail : "");
+    launch_die(error, "%s%s%s", what, detail ? " " : "", detail ? detail : "");
 }
 
 /* ---- arguments --------------------------------------------------------------------------------- */
@@ -121,7 +112,7 @@ static long number(const char *option, const char *text, long min, long max)
     errno = 0;
     value = strtol(text, &end, 10);
     if (errno || end == text || *end || value < min || value > max)
-        die(0, "%s: %s is not a number from %ld to %ld", option, text, min, max);
+        launch_die(0, "%s: %s is not a number from %ld to %ld", option, text, min, max);
     return value;
 }
 
@@ -135,7 +126,7 @@ static rlim_t limit_value(const char *option, const char *text)
     errno = 0;
     value = strtoull(text, &end, 10);
     if (errno || end == text || *end || *text == '-')
-        die(0, "%s: %s is not a limit", option, text);
+        launch_die(0, "%s: %s is not a limit", option, text);
     return value;
 }
 
@@ -150,7 +141,7 @@ static void add_limit(const char *option, const char *name, char *text)
     char *colon = strchr(text, ':');
 
     if (want.n_limits == sizeof(want.limits) / sizeof(want.limits[0]))
-        die(0, "too many limits");
+        launch_die(0, "too many limits");
     if (colon)
         *colon = 0;
     for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
@@ -162,7 +153,7 @@ static void add_limit(const char *option, const char *name, char *text)
         want.n_limits++;
         return;
     }
-    die(0, "%s: no such limit", option);
+    launch_die(0, "%s: no such limit", option);
 }
 
 static void add_fd(const char *option, char *text)
@@ -171,7 +162,7 @@ static void add_fd(const char *option, char *text)
     struct placement *place = &want.fds[want.n_fds];
 
     if (!equals || want.n_fds == MAX_LIST)
-        die(0, "%s: %s is not N=M, or there are too many", option, text);
+        launch_die(0, "%s: %s is not N=M, or there are too many", option, text);
     *equals = 0;
     place->target = (int)number(option, text, 0, FD_LIFT - 1);
     place->source = (int)number(option, equals + 1, 0, INT32_MAX);
@@ -181,9 +172,9 @@ static void add_fd(const char *option, char *text)
 static void add_bind(const char *path, bool writable)
 {
     if (want.n_binds == MAX_LIST)
-        die(0, "too many folders to bind");
+        launch_die(0, "too many folders to bind");
     if (path[0] != '/')
-        die(0, "%s to bind: not an absolute path", path);
+        launch_die(0, "%s to bind: not an absolute path", path);
     want.binds[want.n_binds++] = (struct bind){.path = path, .writable = writable, .tree = -1};
 }
 
@@ -234,7 +225,7 @@ static void set_option(const char *option, char *value)
         want.has_gid = true;
     } else if (!strcmp(option, "--cgroup")) {
         if (want.n_cgroups == MAX_LIST)
-            die(0, "too many cgroups");
+            launch_die(0, "too many cgroups");
         want.cgroups[want.n_cgroups++] = value;
     } else if (!strncmp(option, "--rlimit-", 9)) {
         add_limit(option, option + 9, value);
@@ -249,7 +240,7 @@ static void set_option(const char *option, char *value)
         add_fd(option, value);
     } else if (!strcmp(option, "--env")) {
         if (want.n_env == MAX_ENV || !strchr(value, '='))
-            die(0, "--env %s: not KEY=VALUE, or there are too many", value);
+            launch_die(0, "--env %s: not KEY=VALUE, or there are too many", value);
         want.env[want.n_env++] = value;
     } else if (!strcmp(option, "--cwd")) {
         want.cwd = value;
@@ -259,7 +250,7 @@ static void set_option(const char *option, char *value)
     } else if (!strcmp(option, "--cpu")) {
         set_cpus(option, value);
     } else {
-        die(0, "%s: no such option", option);
+        launch_die(0, "%s: no such option", option);
     }
 }
 
@@ -271,15 +262,15 @@ static void parse(int argc, char **argv)
         if (set_flag(argv[i]))
             continue;
         if (i + 1 >= argc)
-            die(0, "%s: a value is missing, or there is no such option", argv[i]);
+            launch_die(0, "%s: a value is missing, or there is no such option", argv[i]);
         set_option(argv[i], argv[i + 1]);
         i++;
     }
     if (i + 1 >= argc)
-        die(0, "no program: it comes behind --");
+        launch_die(0, "no program: it comes behind --");
     want.argv = argv + i + 1;
     if (want.argv[0][0] != '/')
-        die(0, "%s: the program must be an absolute path", want.argv[0]);
+        launch_die(0, "%s: the program must be an absolute path", want.argv[0]);
 }
 
 /* ---- descriptors ------------------------------------------------------------------------------- */
@@ -296,7 +287,7 @@ static void place_descriptors(void)
     for (unsigned i = 0; i < want.n_fds; i++) {
         lifted[i] = fcntl(want.fds[i].source, F_DUPFD_CLOEXEC, FD_LIFT);
         if (lifted[i] < 0)
-            die(errno, "--fd %d=%d", want.fds[i].target, want.fds[i].source);
+            launch_die(errno, "--fd %d=%d", want.fds[i].target, want.fds[i].source);
     }
     for (unsigned i = 0; i < want.n_fds; i++)
         if (want.fds[i].target < 3)
@@ -308,10 +299,10 @@ static void place_descriptors(void)
             continue;
         null = open("/dev/null", O_RDWR | O_CLOEXEC);
         if (null < 0)
-            die(errno, "/dev/null");
+            launch_die(errno, "/dev/null");
         if (null != fd) {
             if (dup2(null, fd) < 0)
-                die(errno, "descriptor %d", fd);
+                launch_die(errno, "descriptor %d", fd);
             close(null);
         } else {
             fcntl(fd, F_SETFD, 0);
@@ -319,10 +310,10 @@ static void place_descriptors(void)
     }
     /* Everything but 0, 1, 2 goes at exec; the targets below lose that mark through dup2. */
     if (close_range(3, ~0u, CLOSE_RANGE_CLOEXEC) < 0)
-        die(errno, "close_range");
+        launch_die(errno, "close_range");
     for (unsigned i = 0; i < want.n_fds; i++)
         if (dup2(lifted[i], want.fds[i].target) < 0)
-            die(errno, "--fd %d=%d", want.fds[i].target, want.fds[i].source);
+            launch_die(errno, "--fd %d=%d", want.fds[i].target, want.fds[i].source);
 }
 
 /* ---- cgroup ------------------------------------------------------------------------------------ */
@@ -347,190 +338,12 @@ static void join_cgroup(const char *folder)
     char path[4096];
 
     if (strlen(folder) + sizeof("/cgroup.procs") > sizeof(path))
-        die(ENAMETOOLONG, "--cgroup %s", folder);
+        launch_die(ENAMETOOLONG, "--cgroup %s", folder);
     snprintf(path, sizeof(path), "%s/tasks", folder);
     if (!write_text(path, "0"))
         return;
     snprintf(path, sizeof(path), "%s/cgroup.procs", folder);
-    need(write_text(path, "0"), "--cgroup", folder);
-}
-
-/* ---- private root ------------------------------------------------------------------------------ */
-
-static const char *const system_folders[] = {"/usr",    "/bin",   "/sbin", "/lib", "/lib32",
-                                             "/lib64",  "/libx32", "/etc"};
-static const char *const devices[] = {"/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"};
-
-static void make_parents(char *path)
-{
-    for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
-        *slash = 0;
-        if (mkdir(path, 0755) < 0 && errno != EEXIST)
-            die(errno, "private root: %s", path);
-        *slash = '/';
-    }
-}
-
-/* Take a copy of the mount at bind->path while the old root is still there. */
-static void copy_tree(struct bind *bind)
-{
-    struct mount_attr attributes = {.attr_set = MOUNT_ATTR_NOSUID};
-    struct open_how how = {.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC};
-    struct stat status;
-    int place;
-
-    if (bind->exact)
-        how.resolve = RESOLVE_NO_SYMLINKS;
-    place = (int)syscall(SYS_openat2, AT_FDCWD, bind->path, &how, sizeof(how));
-    if (place < 0 || fstat(place, &status) < 0)
-        die(errno, "--bind%s %s", bind->exact ? "-exact" : bind->writable ? "" : "-ro", bind->path);
-    if (bind->exact && S_ISLNK(status.st_mode))
-        die(ELOOP, "--bind-exact %s", bind->path);
-    if (S_ISLNK(status.st_mode)) {
-        ssize_t n = readlinkat(place, "", bind->link, sizeof(bind->link));
-
-        if (n < 0 || (size_t)n == sizeof(bind->link)) /* all of it used: it was cut short */
-            die(n < 0 ? errno : ENAMETOOLONG, "%s", bind->path);
-        bind->link[n] = 0;
-        close(place);
-        return;
-    }
-    bind->folder = S_ISDIR(status.st_mode);
-    bind->tree = open_tree(place, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
-    if (bind->tree < 0)
-        die(errno, "open_tree %s", bind->path);
-    close(place);
-    if (!bind->writable)
-        attributes.attr_set |= MOUNT_ATTR_RDONLY;
-    if (bind->folder)
-        attributes.attr_set |= MOUNT_ATTR_NODEV;
-    if (mount_setattr(bind->tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &attributes, sizeof(attributes)) < 0)
-        die(errno, "mount_setattr %s", bind->path);
-}
-
-/* Put the copy at its path below `stage`. */
-static void attach_tree(const char *stage, const struct bind *bind)
-{
-    char path[4096];
-    int n = snprintf(path, sizeof(path), "%s%s", stage, bind->path);
-
-    if (n < 0 || (size_t)n >= sizeof(path))
-        die(ENAMETOOLONG, "%s", bind->path);
-    make_parents(path);
-    if (bind->tree < 0) {
-        if (symlink(bind->link, path) < 0 && errno != EEXIST)
-            die(errno, "private root: link %s", bind->path);
-        return;
-    }
-    if (bind->folder) {
-        if (mkdir(path, 0755) < 0 && errno != EEXIST)
-            die(errno, "private root: %s", bind->path);
-    } else {
-        int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
-
-        if (fd < 0 && errno != EEXIST && errno != EROFS)
-            die(errno, "private root: %s", bind->path);
-        if (fd >= 0)
-            close(fd);
-    }
-    if (move_mount(bind->tree, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH) < 0)
-        die(errno, "move_mount %s", bind->path);
-    close(bind->tree);
-}
-
-/* Nothing mounted from here on may show outside. "/" of a chroot need not be a mount point; then go to the
- * root of the (own, new) mount namespace first, which setns does to the process. */
-static void make_private(void)
-{
-    int namespace;
-
-    if (!mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
-        return;
-    if (errno != EINVAL)
-        die(errno, "making mounts private");
-    namespace = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
-    if (namespace < 0)
-        die(errno, "/proc/self/ns/mnt (is /proc mounted here?)");
-    if (setns(namespace, CLONE_NEWNS) < 0)
-        die(errno, "returning to the root of the mount namespace");
-    close(namespace);
-    if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
-        die(errno, "making mounts private");
-}
-
-static const char *mount_stage(void)
-{
-    static const char *const places[] = {"/tmp", "/run", "/mnt", "/var"};
-
-    for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++)
-        if (!mount("coven", places[i], "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=1m"))
-            return places[i];
-    die(errno, "mounting a private root on /tmp, /run, /mnt or /var");
-}
-
-static void mount_proc_and_tmp(const char *stage)
-{
-    char path[64];
-
-    snprintf(path, sizeof(path), "%s/proc", stage);
-    if (mkdir(path, 0755) < 0)
-        die(errno, "private root: /proc");
-    if (mount("proc", path, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, want.proc_all ? NULL : "hidepid=2") < 0)
-        die(errno, "private root: mounting /proc");
-    snprintf(path, sizeof(path), "%s/tmp", stage);
-    if (mkdir(path, 0755) < 0 && errno != EEXIST)
-        die(errno, "private root: /tmp");
-    if (mount("tmp", path, "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777,size=16m,nr_inodes=1024") < 0)
-        die(errno, "private root: mounting /tmp");
-}
-
-static void enter_root(const char *stage)
-{
-    struct mount_attr read_only = {.attr_set = MOUNT_ATTR_RDONLY};
-
-    if (mount_setattr(AT_FDCWD, stage, 0, &read_only, sizeof(read_only)) < 0)
-        die(errno, "private root: making it read only");
-    if (chdir(stage) < 0)
-        die(errno, "private root: %s", stage);
-    /* pivot_root lets go of the host's mounts; where "/" is the initial ramdisk it is not possible. */
-    if (!syscall(SYS_pivot_root, ".", ".")) {
-        if (umount2(".", MNT_DETACH) < 0)
-            die(errno, "private root: leaving the old one");
-    } else if (chroot(".") < 0) {
-        die(errno, "chroot");
-    }
-    if (chdir("/") < 0)
-        die(errno, "private root: /");
-}
-
-static void build_root(void)
-{
-    struct bind system[sizeof(system_folders) / sizeof(system_folders[0]) +
-                       sizeof(devices) / sizeof(devices[0])];
-    unsigned n_system = 0;
-    const char *stage;
-
-    if (unshare(CLONE_NEWNS) < 0) {
-        need(-1, "--root: a mount namespace", NULL);
-        return;
-    }
-    for (size_t i = 0; i < sizeof(system_folders) / sizeof(system_folders[0]); i++)
-        if (!access(system_folders[i], F_OK))
-            system[n_system++] = (struct bind){.path = system_folders[i], .tree = -1};
-    for (size_t i = 0; i < sizeof(devices) / sizeof(devices[0]); i++)
-        system[n_system++] = (struct bind){.path = devices[i], .writable = true, .tree = -1};
-    for (unsigned i = 0; i < n_system; i++)
-        copy_tree(&system[i]);
-    for (unsigned i = 0; i < want.n_binds; i++)
-        copy_tree(&want.binds[i]);
-    make_private();
-    stage = mount_stage();
-    for (unsigned i = 0; i < n_system; i++)
-        attach_tree(stage, &system[i]);
-    mount_proc_and_tmp(stage);
-    for (unsigned i = 0; i < want.n_binds; i++)
-        attach_tree(stage, &want.binds[i]);
-    enter_root(stage);
+    launch_need(write_text(path, "0"), "--cgroup", folder);
 }
 
 /* ---- user and capabilities --------------------------------------------------------------------- */
@@ -541,19 +354,19 @@ static void drop_privileges(void)
     struct __user_cap_data_struct none[2] = {{0, 0, 0}, {0, 0, 0}};
 
     if (want.has_uid || want.has_gid)
-        need(setgroups(0, NULL), "dropping groups", NULL);
+        launch_need(setgroups(0, NULL), "dropping groups", NULL);
     if (want.has_gid)
-        need(setresgid(want.gid, want.gid, want.gid), "--gid", NULL);
+        launch_need(setresgid(want.gid, want.gid, want.gid), "--gid", NULL);
     for (int cap = 0; prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; cap++)
         if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0 && errno != EPERM)
-            die(errno, "dropping capability %d", cap);
+            launch_die(errno, "dropping capability %d", cap);
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
     if (want.has_uid)
-        need(setresuid(want.uid, want.uid, want.uid), "--uid", NULL);
+        launch_need(setresuid(want.uid, want.uid, want.uid), "--uid", NULL);
     if (syscall(SYS_capset, &header, none) < 0)
-        die(errno, "dropping capabilities");
+        launch_die(errno, "dropping capabilities");
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
-        die(errno, "no_new_privs");
+        launch_die(errno, "no_new_privs");
 }
 
 static void default_signals(void)
@@ -576,21 +389,21 @@ int main(int argc, char **argv)
     for (unsigned i = 0; i < want.n_cgroups; i++)
         join_cgroup(want.cgroups[i]);
     if (want.has_nice)
-        need(setpriority(PRIO_PROCESS, 0, want.nice), "--nice", NULL);
+        launch_need(setpriority(PRIO_PROCESS, 0, want.nice), "--nice", NULL);
     if (want.has_cpu && sched_setaffinity(0, sizeof(want.cpu), &want.cpu) < 0)
-        die(errno, "--cpu");
+        launch_die(errno, "--cpu");
     if (want.new_net)
-        need(unshare(CLONE_NEWNET), "--new-net", NULL);
+        launch_need(unshare(CLONE_NEWNET), "--new-net", NULL);
     if (want.new_ipc)
-        need(unshare(CLONE_NEWIPC), "--new-ipc", NULL);
+        launch_need(unshare(CLONE_NEWIPC), "--new-ipc", NULL);
     if (want.root)
-        build_root();
+        launch_build_root(want.binds, want.n_binds, want.proc_all);
     if (want.cwd && chdir(want.cwd) < 0)
-        die(errno, "--cwd %s", want.cwd);
+        launch_die(errno, "--cwd %s", want.cwd);
     for (unsigned i = 0; i < want.n_limits; i++)
         if (setrlimit((__rlimit_resource_t)want.limits[i].resource, &want.limits[i].value) < 0)
-            die(errno, "setting a limit");
+            launch_die(errno, "setting a limit");
     drop_privileges();
     execve(want.argv[0], want.argv, want.env);
-    die(errno, "%s", want.argv[0]);
+    launch_die(errno, "%s", want.argv[0]);
 }
