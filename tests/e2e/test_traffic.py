@@ -210,13 +210,15 @@ def test_iperf3_tcp(appliance: Appliance, reverse: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("reverse", [(), ("-R",)], ids=["up", "down"])
 def test_iperf3_udp(appliance: Appliance, reverse: tuple[str, ...]) -> None:
-    """A UDP stream of 20 Mbit/s: what does not arrive was counted as dropped or missed."""
-    before = appliance.counters()["accounting"]
+    """A UDP stream of 20 Mbit/s: what does not arrive was counted as dropped or missed, or iperf3 was slow to read it."""
+    hosts = (appliance.client, appliance.server)
+    before, unread = appliance.counters()["accounting"], sum(host.udp_not_taken() for host in hosts)
     end = iperf(appliance, "-u", "-b", "20M", "-l", "1400", *reverse)
     after = appliance.counters()["accounting"]
     counted = sum(after[key] - before[key] for key in ("drops", "rx_missed"))
+    unread = sum(host.udp_not_taken() for host in hosts) - unread
     assert end["sum"]["packets"] > 3000
-    assert end["sum"]["lost_packets"] <= counted
+    assert end["sum"]["lost_packets"] <= counted + unread
 
 
 def test_jumbo_request_beyond_the_mtu_is_refused_by_the_sender_not_lost(appliance: Appliance) -> None:

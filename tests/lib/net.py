@@ -136,6 +136,14 @@ class Host:
         link = json.loads(self.ip("-j", "-s", "link", "show", interface).stdout)[0]
         return {f"{way}_{key}": value for way in ("rx", "tx") for key, value in link["stats64"][way].items()}
 
+    def udp_not_taken(self) -> int:
+        """Give how many UDP datagrams reached sockets here that had no room, because their owner did not read."""
+        with self.entered():
+            rows = [line.split() for line in Path("/proc/thread-self/net/snmp").read_text().splitlines() if line.startswith("Udp:")]
+            rows6 = [line.split() for line in Path("/proc/thread-self/net/snmp6").read_text().splitlines()]
+        found = dict(zip(*rows, strict=True))
+        return int(found["RcvbufErrors"]) + sum(int(row[1]) for row in rows6 if row[0] == "Udp6RcvbufErrors")
+
     def wait_listening(self, port: int, deadline: float = 10) -> None:
         """Return when something listens on a TCP port here."""
         end = time.monotonic() + deadline
