@@ -20,10 +20,10 @@ from coven.errors import CovenError, Where
 from coven.folders import open_folder
 from coven.supervisor import cgroup
 from coven.supervisor.beneath import Copy
-from coven.supervisor.component import Program
 from coven.supervisor.context import Context
 from coven.supervisor.launch import ENVIRONMENT, Sandbox, spawn
 from coven.supervisor.process import Process
+from coven.supervisor.program import Program
 
 if TYPE_CHECKING:
     from coven.forwarder.instance_plan import ComponentPlan

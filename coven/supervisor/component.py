@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from coven.supervisor.context import Context
 from coven.supervisor.launch import ENVIRONMENT, Sandbox, program_folders, spawn
 from coven.supervisor.logs import LogTail
 from coven.supervisor.process import Process, exit_text
+from coven.supervisor.program import Program, refused
 
 if TYPE_CHECKING:
     from coven.forwarder.instance_plan import ComponentPlan
@@ -36,27 +36,6 @@ LAUNCH_FAILED = 125  # exit status of coven-launch itself
 # Descriptors of a component process, COVEN_FD_* of abi.h; a test compares them.
 FD_DOORBELL, FD_AGENT, FD_REPLICA, FD_STATE, FD_WORKER, FD_POOL = 0, 3, 4, 5, 6, 7
 
-PLACE = re.compile(r"(?P<file>[\w./-]+\.\w+):(?P<line>\d+): ")  # in front of what a component says of its code
-ERRNO = re.compile(r"init returned -(\d{1,3})\b")
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """How a component is run: found out when it is built, kept in the manifest."""
-
-    argv: tuple[str, ...]
-    entry: str
-    read: tuple[str, ...] = ()
-    folder: str = "/"  # the component's own, without links on the way
-
-    def to_json(self) -> dict[str, Any]:
-        """Give the manifest's form."""
-        return {"argv": list(self.argv), "entry": self.entry, "read": list(self.read), "folder": self.folder}
-
-    @classmethod
-    def from_json(cls, document: dict[str, Any]) -> Program:
-        """Read the manifest's form."""
-        return cls(tuple(document["argv"]), document["entry"], tuple(document["read"]), document["folder"])
 
 
 @dataclass(slots=True)
@@ -338,7 +317,7 @@ class Replica:
             if asking.done() and error is None and process.alive:
                 return
             if isinstance(error, CovenError) and error.code in ("component.bad-code", "component.operation-failed"):
-                raise self._refused(error)
+                raise refused(self.part, error)
             if isinstance(error, CovenError) and error.code == "component.not-answering":
                 raise self._timed_out()
             if error is not None and process.alive:
@@ -353,19 +332,6 @@ class Replica:
             for future in (asking, dying):
                 future.cancel()
             await asyncio.gather(asking, dying, return_exceptions=True)
-
-    def _refused(self, error: CovenError) -> CovenError:
-        """Give what the component's own code said while it started, with its place and what it means."""
-        place = PLACE.match(error.message)
-        where = Where(place["file"], int(place["line"]), part=self.part) if place else Where(part=self.part)
-        number = ERRNO.search(error.message)
-        meaning = f" ({os.strerror(int(number[1]))})" if number else ""
-        return CovenError(
-            "component.bad-code",
-            error.message + meaning,
-            hint=error.hint or "the component's code said so while it started: correct it, or the options it is given",
-            where=where,
-        )
 
     def _timed_out(self) -> CovenError:
         output = self.log.texts(OUTPUT_LINES)

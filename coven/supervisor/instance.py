@@ -11,10 +11,11 @@ from coven.errors import CovenError, Where
 from coven.forwarder.instance_plan import ComponentPlan, InstancePlan
 from coven.model import Isolation, OnFailure
 from coven.supervisor import control, memory
-from coven.supervisor.component import Home, Program, Replica
+from coven.supervisor.component import Home, Replica
 from coven.supervisor.context import Context
 from coven.supervisor.fused import guilty
 from coven.supervisor.ports import PortSet
+from coven.supervisor.program import Program
 from coven.supervisor.worker import OUTPUT_LINES, Feed, Worker
 
 if TYPE_CHECKING:

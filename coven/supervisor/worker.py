@@ -19,9 +19,9 @@ from coven.supervisor.backoff import BackOff
 from coven.supervisor.context import Context
 from coven.supervisor.control import WorkerControl, WorkerGone, WorkerSilent
 from coven.supervisor.fused import FusedComponents
-from coven.supervisor.launch import ENVIRONMENT, Sandbox, program_folders, spawn
 from coven.supervisor.logs import LogTail
 from coven.supervisor.process import Process, exit_text
+from coven.supervisor.worker_process import spawn_worker, worker_sandbox
 
 if TYPE_CHECKING:
     from coven.supervisor.component import Replica
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PART = "worker 0"
-CONTROL_FD = 3
 OUTPUT_LINES = 20
 EXIT_GRACE = 2.0
 PING_TIMEOUT = 2.0  # of a worker that was silent before: then it hangs
@@ -273,7 +272,8 @@ class Worker:
         fds = (ours.detach(), theirs.detach(), log_read)
         context.keeper.put(self.fds_name, fds)
         try:
-            pid = self._spawn(fds[1], log_write, tuple(map(str, folders)))
+            box = worker_sandbox(context.settings, tuple(map(str, folders)), self._core)
+            pid = spawn_worker(context.settings, self._instance, box, fds[1], log_write, is_first=self.restarts == 0)
         finally:
             os.close(log_write)
         self.process = Process.spawned(pid, context.keeper, self._died)
@@ -285,31 +285,6 @@ class Worker:
             await self._feed_all()
         except WorkerGone as error:
             raise self._exited() from error
-
-    def _spawn(self, control_end: int, log_end: int, cgroups: tuple[str, ...]) -> int:
-        settings = self._context.settings
-        sandbox = Sandbox(
-            uid=settings.worker_uid if settings.privileged else None,
-            gid=settings.worker_uid if settings.privileged else None,
-            cgroups=cgroups,
-            limits=(("core", "0"), ("nofile", "4096")),
-            root=settings.privileged,
-            binds_ro=program_folders(settings),
-            new_net=settings.privileged,
-            cpu=self._core,
-        )
-        env = dict(ENVIRONMENT)
-        fault = os.environ.get("COVEN_FAULT")
-        if fault and self.restarts == 0:
-            env["COVEN_FAULT"] = fault
-        program = str(settings.bin_dir / "coven-worker")
-        argv = (program, "--instance", self._instance, "--index", "0")
-        try:
-            return spawn(
-                settings, argv, fds={1: log_end, 2: log_end, CONTROL_FD: control_end}, env=env, cwd="/", sandbox=sandbox
-            )
-        except OSError as error:
-            raise CovenError("platform.no-resources", f"cannot start the worker: {error}") from error
 
     async def _feed_all(self) -> None:
         """SEGMENT*, PORT*, CODE*, READY, ATTACH*, in this order."""
