@@ -26,6 +26,8 @@ left = pytest.StashKey[list[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell that runs us in the background has it ignored, and every program of a test would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[watch] = Watch()
 
 

@@ -39,7 +39,7 @@ def ensure_token(state_dir: Path, owner: int | None = None) -> tuple[str, bool]:
         return read_token(path), False
     except FileNotFoundError:
         pass
-    token = secrets.token_urlsafe(32)
+    token = secrets.token_hex(32)  # no character that a shell or an option parser reads as its own
     draft = state_dir / f".{TOKEN_FILE}.{secrets.token_hex(8)}"
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

@@ -30,6 +30,8 @@ def jumbo(_namespaces: None, platform: Platform, package: str) -> Iterator[Appli
         for host in (appliance.client, appliance.server):  # the hosts' own stacks stay silent
             host.ip("addr", "flush", "dev", "eth0")
             host.ip("link", "set", "eth0", "arp", "off")
+            with host.entered():  # no multicast reports of IPv6 among the captured frames
+                Path("/proc/sys/net/ipv6/conf/eth0/disable_ipv6").write_text("1", encoding="ascii")
         yield appliance
 
 

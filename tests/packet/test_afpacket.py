@@ -367,6 +367,7 @@ def test_packets_too_large_for_the_interface_are_mtu_exceeded(bench: Bench) -> N
     assert bench.wan.send(ethernet(1, 60), cut=5) == reasons()["truncated"]
 
 
+@pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="needs /dev/net/tun")
 def test_what_the_interface_has_no_room_for_is_tx_full() -> None:
     """A tap whose other end nobody reads, without a queue before it: the kernel says so for each frame."""
     with Network() as net:
