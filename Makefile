@@ -55,4 +55,5 @@ $(VENV)/stamp-test: .ci/setup $(SOURCES)
 
 clean:
 	rm -rf $(VENV) build dist coven.egg-info coven/bin coven/dataplane/_core.c coven/dataplane/*.so
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
