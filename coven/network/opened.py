@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coven.network.captures import Output, begin_output, discard_output
 from coven.network.shield import lower_shield
 
 log = logging.getLogger(__name__)
+
+FLAG_NANOSECOND = 2  # COVEN_PORT_NANOSECOND of abi.h
 
 
 @dataclass(slots=True)
@@ -24,6 +27,7 @@ class OpenedPort:
     settings: files under /proc/sys and what they held before, written back by `close`.
     index: of the interface; another of the same name has another one. None for ports on files.
     shield: index of the interface whose host was shut out, and how (shield.py); None when it was not.
+    output: the capture file that is written, and what was there before; begun: whether that is replaced by now.
     """
 
     name: str
@@ -35,9 +39,17 @@ class OpenedPort:
     settings: dict[str, str] = field(default_factory=dict)
     shield: tuple[int, str] | None = None
     index: int | None = None
+    output: Output | None = None
+    begun: bool = False
+
+    def begin(self) -> None:
+        """Packets may come from now on: empty the file that is written. Once for each opening. Raises OSError."""
+        if self.output is not None and not self.begun:
+            begin_output(self.fds[1], nanosecond=bool(self.plan_fields["flags"] & FLAG_NANOSECOND))
+        self.begun = True
 
     def close(self) -> None:
-        """Close the descriptors and put the interface back as it was before `open`."""
+        """Close the descriptors and put the interface, or a file not begun, back as it was before `open`."""
         for fd in self.fds:
             with contextlib.suppress(OSError):
                 if fd >= 0:
@@ -46,7 +58,9 @@ class OpenedPort:
         restore(self.settings)
         if self.shield:
             lower_shield(*self.shield)
-        self.settings, self.shield = {}, None
+        if self.output is not None and not self.begun:
+            discard_output(self.output)
+        self.settings, self.shield, self.output = {}, None, None
 
     def to_json(self) -> dict[str, Any]:
         """Give everything but the descriptors, for a successor's `adopt`."""
@@ -59,13 +73,15 @@ class OpenedPort:
             "settings": dict(self.settings),
             "shield": list(self.shield) if self.shield else None,
             "index": self.index,
+            "output": self.output.to_json() if self.output else None,
+            "begun": self.begun,
         }
 
 
 def adopt(document: Mapping[str, Any], fds: Sequence[int]) -> OpenedPort:
     """Rebuild a port that another process opened. fds: (rx, tx), owned by the result from now on."""
     rx, tx = fds
-    shield = document["shield"]
+    shield, output = document["shield"], document.get("output")
     return OpenedPort(
         name=str(document["name"]),
         tool=str(document["tool"]),
@@ -76,6 +92,8 @@ def adopt(document: Mapping[str, Any], fds: Sequence[int]) -> OpenedPort:
         settings={str(key): str(value) for key, value in document["settings"].items()},
         shield=(int(shield[0]), str(shield[1])) if shield else None,
         index=document.get("index"),
+        output=Output.from_json(output) if output else None,
+        begun=bool(document.get("begun")),
     )
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from coven.errors import CovenError, Where
-from coven.network.captures import mark_opening, open_input, open_output
+from coven.network.captures import Output, foresee_output, mark_opening, open_input, open_output
 from coven.network.interfaces import Interface, check_interface, list_interfaces, set_up
-from coven.network.opened import OpenedPort, change, hold, restore
+from coven.network.opened import FLAG_NANOSECOND, OpenedPort, change, hold, restore
 from coven.network.shield import foresee_shield, raise_shield
 
 # enum coven_port_tool and COVEN_PORT_* of abi.h; a test compares them
 TOOL_AFPACKET, TOOL_PCAP, TOOL_TAP, TOOL_GEN = 1, 2, 3, 4
-FLAG_PACED, FLAG_NANOSECOND, FLAG_LOOP, FLAG_SKIP_CUT = 1, 2, 4, 8
+FLAG_PACED, FLAG_LOOP, FLAG_SKIP_CUT = 1, 4, 8
 
 # linux/if_packet.h
 SOL_PACKET = 263
@@ -215,17 +215,24 @@ class PcapTool:
     name = "pcap"
 
     def intend(self, port: Mapping[str, Any]) -> OpenedPort | None:
-        """Files are not put back."""
-        return None
+        """Note whether the output will be made."""
+        target = port["options"].get("out")
+        output = foresee_output(Path(target), port.get("folders")) if target else None
+        if output is None:
+            return None
+        return OpenedPort(str(port["name"]), self.name, None, (-1, -1), {}, "", output=output)
 
     def open(self, port: Mapping[str, Any], *, taken: Collection[str] = ()) -> OpenedPort:
-        """Check the input whole, make the output; CovenError port.bad-file names what is wrong where.
+        """Check the input whole, open the output, which keeps what it holds until OpenedPort.begin.
+
+        CovenError port.bad-file names what is wrong where.
 
         `folders` of the port: the only ones whose files may be used; without, all.
         """
         options = port["options"]
         where = _where(port)
         rx, tx = -1, -1
+        output: Output | None = None
         try:
             source = options.get("in")
             nanosecond = bool(options.get("nanosecond"))
@@ -233,7 +240,10 @@ class PcapTool:
             rx = open_input(Path(source), where, folders) if source else _nothing()
             target = options.get("out")
             out = Path(target) if target else None
-            tx = _nothing() if out is None else open_output(out, rx, where, nanosecond=nanosecond, folders=folders)
+            if out is None:
+                tx = _nothing()
+            else:
+                tx, output = open_output(out, rx, where, nanosecond=nanosecond, folders=folders)
         except BaseException:
             for fd in (rx, tx):
                 if fd >= 0:
@@ -250,6 +260,7 @@ class PcapTool:
             fds=(rx, tx),
             plan_fields={"tool": TOOL_PCAP, "mtu": 0, "ring_frames": 0, "ring_frame_bytes": 0, "flags": flags},
             note=f"reads {source or 'nothing'}, writes {target or 'nothing'}",
+            output=output,
         )
 
 

@@ -77,6 +77,34 @@ class PortSet:
         self.states[plan.name] = "closed"
         self._context.save()
 
+    async def undo(self, plan: PortPlan) -> None:
+        """Close one port as if it had never been open: a file that was made for it and holds no packet goes."""
+        if plan.name in self._opened:
+            self._opened[plan.name]["begun"] = False
+        await self.close(plan)
+
+    async def begin(self) -> None:
+        """Packets are about to move: empty the files that will be written. Raises CovenError port.bad-file."""
+        from coven.network import adopt
+
+        for plan in self._plans:
+            document = self._opened.get(plan.name, {})
+            if document.get("output") is None or document["begun"]:
+                continue
+            fds = [os.dup(fd) for fd in self._context.keeper.get(self.fds_name(plan.name))]
+            try:
+                port = adopt(document, fds)
+                await asyncio.to_thread(port.begin)
+                self._opened[plan.name] = port.to_json()
+            except OSError as error:
+                where = Where(file=document["output"]["path"], part=f"port {plan.name}")
+                message = f"the file cannot be written: {error.strerror}"
+                raise CovenError("port.bad-file", message, where=where) from error
+            finally:
+                for fd in fds:
+                    os.close(fd)
+        self._context.save()  # a successor that runs this again must not empty what the worker has written since
+
     def descriptors(self) -> list[tuple[int, tuple[int, ...]]]:
         """Give index and descriptors of each port."""
         return [(i, self._context.keeper.get(self.fds_name(plan.name))) for i, plan in enumerate(self._plans)]

@@ -114,7 +114,7 @@ async def _all(todo: list) -> None:  # type: ignore[type-arg]
 def _start(instance: Instance, before: str) -> list[Step]:
     steps = []
     for plan in instance.plan.ports:
-        opening, closing = partial(instance.ports.open, plan), partial(instance.ports.close, plan)
+        opening, closing = partial(instance.ports.open, plan), partial(instance.ports.undo, plan)
         steps.append(Step(f"port {plan.name}", f"port {plan.name}", opening, closing, PORTS))
 
     async def start_worker() -> None:
@@ -125,6 +125,7 @@ def _start(instance: Instance, before: str) -> list[Step]:
         await instance.worker.start()
 
     async def run() -> None:
+        await instance.ports.begin()
         await instance.worker.run()
         instance.set_state("started")
 

@@ -270,6 +270,8 @@ class Rig:
         self.env = {"PATH": os.defpath, **(env or {})}
         self.component_env = {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": "/tmp", **(component_env or {})}
         self.ports: list[OpenedPort] = [tool_of(row).open(row) for row in plan["ports"]]
+        for port in self.ports:
+            port.begin()
         self.layout: Layout = layout(plan, seed=(0x0706050403020100, 0x0F0E0D0C0B0A0908))
         self.segments = {
             image.name: self._make(image)

@@ -13,12 +13,13 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
 from coven.errors import CovenError
-from coven.network import OpenedPort, tool_of
+from coven.network import OpenedPort, adopt, tool_of
 from tests.lib.ports import Driver, capinfo, reasons
 from tests.lib.segments import csum, pseudo
 
 DATA = Path(os.environ.get("COVEN_TESTDATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
 CAPTURES = sorted((DATA / "captures").rglob("*.pcap"))
+PCAP = tool_of({"tool": "pcap"})
 FRAMES = [bytes([n]) * (60 + n) for n in range(40)]
 
 
@@ -55,7 +56,9 @@ def open_pcap(tmp_path: Path, source: bytes | Path | None, *, out: str | None = 
         path = tmp_path / "in.pcap"
         path.write_bytes(source)
     binding = {"in": str(path) if path else None, "out": str(tmp_path / out) if out else None, **options}
-    return tool_of({"tool": "pcap"}).open({"name": "lan", "tool": "pcap", "options": binding})
+    port = tool_of({"tool": "pcap"}).open({"name": "lan", "tool": "pcap", "options": binding})
+    port.begin()
+    return port
 
 
 def pump(driver: Driver) -> None:
@@ -202,6 +205,48 @@ def test_outputs_that_would_destroy_something(tmp_path: Path) -> None:
         assert caught.value.code == "port.bad-file"
     assert source.read_bytes() == classic(FRAMES)
     assert (tmp_path / "notes").read_text() == "important"
+
+
+def test_a_file_is_replaced_when_packets_can_come_and_not_before(tmp_path: Path) -> None:
+    """Whatever opening found is there again after closing, unless `begin` was said between."""
+    out = tmp_path / "out.pcap"
+    for before in (None, b"", classic(FRAMES)):
+        out.unlink(missing_ok=True)
+        if before is not None:
+            out.write_bytes(before)
+        port = PCAP.open({"name": "lan", "options": {"out": str(out)}})
+        assert before in (None, b"", out.read_bytes())
+        note = port.to_json()
+        port.close()
+        assert (out.read_bytes() if out.exists() else None) == before
+        PCAP.open({"name": "lan", "options": {"out": str(out)}})  # whoever opened it was killed: its successor closes
+        successor = adopt({**note, "output": {**note["output"], "inode": None}}, (-1, -1))
+        successor.close()
+        assert (out.read_bytes() if out.exists() else None) == before
+        port = PCAP.open({"name": "lan", "options": {"out": str(out)}})
+        port.begin()
+        assert capinfo(out) == []
+        Driver(port).send(FRAMES[0])
+        port.begin()  # once is enough
+        port.close()
+        assert [packet[3] for packet in capinfo(out)] == FRAMES[:1]
+
+
+def test_what_somebody_else_put_there_stays(tmp_path: Path) -> None:
+    out = tmp_path / "out.pcap"
+    port = PCAP.open({"name": "lan", "options": {"out": str(out)}})
+    out.unlink()
+    out.write_text("mine")
+    port.close()
+    assert out.read_text() == "mine"
+
+
+def test_what_cannot_be_opened_leaves_no_file(tmp_path: Path) -> None:
+    (tmp_path / "half").write_bytes(classic([])[:20])
+    for out in ("new.pcap", "half"):
+        with pytest.raises(CovenError):
+            PCAP.open({"name": "lan", "options": {"in": str(tmp_path / "new.pcap"), "out": str(tmp_path / out)}})
+    assert [path.name for path in tmp_path.iterdir()] == ["half"]
 
 
 @pytest.fixture

@@ -294,6 +294,38 @@ def test_a_worker_that_cannot_start_is_shown_with_its_output(tmp_path: Path) -> 
     assert platform.leftovers() == []
 
 
+def test_a_deployment_that_fails_late_costs_no_capture(tmp_path: Path) -> None:
+    """All ports are open when the worker fails: what was there is as it was, what was not is not."""
+    programs = tmp_path / "bin"
+    shutil.copytree(BIN, programs)
+    tmp_path.chmod(0o755)
+    (programs / "coven-worker").write_text("#!/bin/sh\nexit 7\n")
+    old, new, files = b"\xd4\xc3\xb2\xa1" + bytes(range(100)), tmp_path / "new.pcap", {}
+    with PlatformUnderTest(tmp_path, bin_dir=programs) as platform:
+        for name, content in (("old.pcap", old), ("empty.pcap", b""), ("new.pcap", None)):
+            target = tmp_path / name
+            if content is not None:
+                target.write_bytes(content)
+            plan = c_chain(platform)
+            plan["ports"][1] |= plans.pcap_port("wan", target=target)
+            operation = failed_deploy(platform, plan)
+            assert next(s["state"] for s in operation["steps"] if s["name"] == "port wan") == "undone"
+            files[name] = target.read_bytes() if target.exists() else None
+    assert files == {"old.pcap": old, "empty.pcap": b"", "new.pcap": None} and not new.exists()
+
+
+def test_a_started_function_replaces_a_capture(platform: PlatformUnderTest, tmp_path: Path) -> None:
+    target = tmp_path / "out.pcap"
+    target.write_bytes(b"\xd4\xc3\xb2\xa1" + bytes(5000))
+    plan = c_chain(platform, packets=3, rate=0)
+    plan["ports"][1] |= plans.pcap_port("wan", target=target)
+    platform.deploy(plan)
+    wait_tx(platform, 2)
+    assert target.stat().st_size == 24 + 3 * (16 + 64)
+    platform.execute("terminate", "fw-1", force=True)
+    assert target.stat().st_size == 24 + 3 * (16 + 64)
+
+
 def test_a_port_that_cannot_be_opened_rolls_everything_back(platform: PlatformUnderTest) -> None:
     plan = c_chain(platform)
     plan["ports"][1] |= plans.afpacket_port("wan", "cv-nothing")
