@@ -26,6 +26,8 @@ from coven.supervisor.server import LISTEN_NAME
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 10.0  # seconds that operations have at the end; the keeper gives 20 for everything
+
 
 class Platform:
     """Everything that runs."""
@@ -340,9 +342,7 @@ class Platform:
     async def shut_down(self) -> None:
         """Terminate all instances, end the agent, remove everything that was made."""
         await self.agent.stop()
-        for task in list(self._tasks):
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(task), 20)
+        await self._end_tasks()
         for instance in list(self.instances.values()):
             await self._remove(instance)
         for folders in cgroup.sweep(self.context.cgroups, set()):
@@ -357,6 +357,14 @@ class Platform:
         logs.sweep(self.context.settings.logs_dir, set())
         self.context.keeper.drop(LISTEN_NAME)
         self.context.keeper.end()
+
+    async def _end_tasks(self) -> None:
+        """Let operations end; what takes too long is cancelled, so that nothing is made while we remove."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=PATIENCE)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     async def _remove(self, instance: Instance) -> None:
         steps = verbs.steps_of(self.context, instance, "terminate", None, self._forget)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from coven.errors import CovenError, Where
@@ -12,7 +14,7 @@ from coven.supervisor.context import Context
 
 if TYPE_CHECKING:
     from coven.forwarder.instance_plan import PortPlan
-    from coven.network import LinkWatcher
+    from coven.network import LinkWatcher, OpenedPort
 
 
 class PortSet:
@@ -23,13 +25,18 @@ class PortSet:
         self._context, self._instance, self._plans = context, instance, plans
         self._opened: dict[str, dict[str, Any]] = {}  # OpenedPort.to_json() of open ones
         self.states = dict.fromkeys((plan.name for plan in plans), "closed")
+        self._changing = {plan.name: asyncio.Lock() for plan in plans}  # a port is opened or closed, not both at once
 
     def fds_name(self, port: str) -> str:
         """Name of a port's descriptors in the keeper."""
         return f"{self._instance}/port.{port}"
 
     async def open(self, plan: PortPlan) -> None:
-        """Open one port. Raises CovenError `port.*`, `platform.no-privilege`."""
+        """Open one port. Raises CovenError `port.*`, `platform.no-privilege`; cancelled, it leaves nothing open."""
+        async with self._changing[plan.name]:
+            await self._open(plan)
+
+    async def _open(self, plan: PortPlan) -> None:
         from coven.network import tool_of
 
         document = self._json(plan)
@@ -50,7 +57,7 @@ class PortSet:
             if intent is not None:
                 self._opened[plan.name] = intent.to_json()
                 self._context.save()
-            opened = await asyncio.to_thread(tool.open, document, taken=set(taken) - {plan.interface})
+            opened = await _to_the_end(partial(tool.open, document, taken=set(taken) - {plan.interface}))
         except BaseException:
             self._opened.pop(plan.name, None)
             self._release(plan)
@@ -64,18 +71,19 @@ class PortSet:
         self._context.emit("port-up", self._instance, f"port {plan.name}", note=opened.note)
 
     async def close(self, plan: PortPlan) -> None:
-        """Close one port. No harm if it is not open."""
-        document = self._opened.get(plan.name)
-        self._context.keeper.drop(self.fds_name(plan.name))
-        if document is not None:
-            from coven.network import adopt
+        """Close one port. No harm if it is not open; one that is being opened is waited for."""
+        async with self._changing[plan.name]:
+            document = self._opened.get(plan.name)
+            self._context.keeper.drop(self.fds_name(plan.name))
+            if document is not None:
+                from coven.network import adopt
 
-            nothing = [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(2)]
-            await asyncio.to_thread(adopt(document, nothing).close)
-            del self._opened[plan.name]
-        self._release(plan)
-        self.states[plan.name] = "closed"
-        self._context.save()
+                nothing = [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(2)]
+                await asyncio.to_thread(adopt(document, nothing).close)
+                del self._opened[plan.name]
+            self._release(plan)
+            self.states[plan.name] = "closed"
+            self._context.save()
 
     async def undo(self, plan: PortPlan) -> None:
         """Close one port as if it had never been open: a file that was made for it and holds no packet goes."""
@@ -183,6 +191,25 @@ class PortSet:
             "options": dict(plan.options),
             "mtu": plan.mtu,
         }
+
+
+async def _to_the_end(opening: Callable[[], OpenedPort]) -> OpenedPort:
+    """Open in a thread. A thread cannot be stopped: who is cancelled waits for it, and closes what it opened.
+
+    Until then the intent stays in the manifest, for a successor should we be killed meanwhile.
+    """
+    thread = asyncio.get_running_loop().run_in_executor(None, opening)  # no task: the loop's end cancels those
+    cancelled: asyncio.CancelledError | None = None
+    while not thread.done():
+        try:
+            await asyncio.wait({thread})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        return thread.result()
+    if thread.exception() is None:  # one that failed has put everything back by itself
+        thread.result().close()  # at once, not in a thread: here nobody can cancel it
+    raise cancelled
 
 
 class LinkWatch:
