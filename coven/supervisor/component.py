@@ -17,7 +17,7 @@ from coven.supervisor import cgroup, memory
 from coven.supervisor.backoff import BackOff
 from coven.supervisor.context import Context
 from coven.supervisor.launch import ENVIRONMENT, Sandbox, program_folders, spawn
-from coven.supervisor.logs import LogTail
+from coven.supervisor.logs import BYTES_PER_SECOND, LogTail
 from coven.supervisor.process import Process, exit_text
 from coven.supervisor.program import Program, refused
 
@@ -335,10 +335,16 @@ class Replica:
 
     def _timed_out(self) -> CovenError:
         output = self.log.texts(OUTPUT_LINES)
+        hint = "its start must not wait for anything; look at what it does before the first packet"
+        if self.log.throttled:
+            hint = (
+                f"it wrote more than {BYTES_PER_SECOND >> 20} MiB a second and had to wait until that was read: "
+                "write less while starting"
+            )
         return CovenError(
             "component.start-timeout",
             f"{self.part} was not ready within {self._context.settings.start_timeout:g} s" + _quote(output),
-            hint="its start must not wait for anything; look at what it does before the first packet",
+            hint=hint,
             where=Where(part=self.part),
         )
 

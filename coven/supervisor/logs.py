@@ -37,6 +37,7 @@ class LogTail:
         self._fd = -1
         self._window = 0.0
         self._seen = 0
+        self.throttled = False  # the process has had to wait for us since `clear`
 
     def follow(self, fd: int) -> None:
         """Read from a pipe until it ends; the descriptor stays the caller's."""
@@ -80,6 +81,7 @@ class LogTail:
         """Forget what an earlier start wrote."""
         self._lines.clear()
         self._unkept.clear()
+        self.throttled = False
         for path in (self._older, self._path):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -98,6 +100,7 @@ class LogTail:
         if self._seen > BYTES_PER_SECOND:
             loop, fd = asyncio.get_running_loop(), self._fd
             loop.remove_reader(fd)
+            self.throttled = True
             loop.call_later(1 - (now - self._window), self._resume, fd)
 
     def _resume(self, fd: int) -> None:

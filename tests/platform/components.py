@@ -88,6 +88,12 @@ print("waiting for godot", flush=True)
 threading.Event().wait()
 """
 
+FLOODS_PY = """
+import sys
+for number in range(10**9):
+    print("noise", number, "." * 200)
+"""
+
 TALKS_PY = """
 from coven.component import Component, operation
 

@@ -278,6 +278,10 @@ def test_what_hangs_at_start_is_ended(tmp_path: Path) -> None:
         error = failed_deploy(platform, python_plan(platform, sources.HANGS_PY))["error"]
         assert error["code"] == "component.start-timeout"
         assert "waiting for godot" in error["message"]
+        assert "must not wait" in error["hint"]
+        error = failed_deploy(platform, python_plan(platform, sources.FLOODS_PY))["error"]
+        assert error["code"] == "component.start-timeout"
+        assert "noise" in error["message"] and "write less" in error["hint"]
     assert platform.leftovers() == []
 
 
