@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from coven.cli import silence
 from coven.cli.client import Client, Target
 from coven.cli.options import Commands, Context
 from coven.errors import CovenError
@@ -62,6 +63,15 @@ def run(_: Context, arguments: argparse.Namespace) -> None:
             "agent.running",
             f"an agent answers at {socket_path} already",
             hint="'coven status' shows it, 'coven off' ends it; another one needs its own --state-dir and --run-dir",
+        )
+    if silence.platform_is_there(settings.run_dir):
+        # Another keeper would sweep away what runs, as what a dead one left.
+        reason = silence.last_words(settings.run_dir)
+        raise CovenError(
+            "agent.running",
+            f"a platform runs in {settings.run_dir} already, but its agent does not answer"
+            + (f": {reason.message}" if reason else ""),
+            hint=f"{reason.hint}; {silence.AGAIN}" if reason and reason.hint else silence.AGAIN,
         )
     if not settings.privileged:
         print("coven: not root: network interfaces, users of their own for components and resource limits "

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlsplit
 
+from coven.cli import silence
 from coven.errors import CovenError
 from coven.management.problem import from_body
 
@@ -155,6 +156,8 @@ class Client:
         return document
 
     def _unreachable(self, error: Exception) -> CovenError:
+        if self._target.url is None and (explained := silence.explain(self._target.socket_path)):
+            return explained
         where = self._target.url or str(self._target.socket_path)
         hint = "start it with 'coven agent' (as root for network interfaces)"
         if isinstance(error, ssl.SSLCertVerificationError):

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 from coven.errors import CovenError
-from coven.management import tls
+from coven.management import last_words, tls
 from coven.management.app import make_app
 from coven.management.auth import Authenticator, ensure_token
 from coven.management.platform import Platform, Settings
@@ -105,6 +105,7 @@ def run(arguments: argparse.Namespace) -> None:
     threads = [threading.Thread(target=server.serve, daemon=True) for server in servers]
     for thread in threads:
         thread.start()
+    last_words.clear(run_dir)
     (run_dir / "agent.pid").write_text(f"{os.getpid()}\n", encoding="ascii")
     for place in platform.listeners:
         print(f"listening at {place}", flush=True)
@@ -133,11 +134,16 @@ def main() -> int:
     try:
         run(arguments)
     except CovenError as error:
+        last_words.keep(arguments.run_dir, error)
         print(f"coven.management: {error}", file=sys.stderr)
         return error.exit_status
     except (OSError, argparse.ArgumentTypeError) as error:
+        last_words.keep(arguments.run_dir, error)
         print(f"coven.management: {error}", file=sys.stderr)
         return 1
+    except Exception as error:
+        last_words.keep(arguments.run_dir, error)
+        raise
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,21 @@ def test_without_an_agent(tmp_path: Path) -> None:
     done = coven("--socket", tmp_path / "none.sock", "status")
     assert done.returncode == 3
     assert "agent.unreachable" in done.stderr and "coven agent" in done.stderr
+
+
+def test_a_platform_without_an_agent_yet(tmp_path: Path) -> None:
+    """What the folder holds may be anything."""
+    with socket.socket(socket.AF_UNIX) as supervisor:
+        supervisor.bind(str(tmp_path / "supervisor.sock"))
+        supervisor.listen()
+        for words in (None, "", "[]", '{"message": 1, "hint": []}', '{"message": "\\u001b[2J no\\nmore"}', "[" * 9000):
+            if words is not None:
+                (tmp_path / "agent.error").write_text(words)
+            done = coven("--socket", tmp_path / "agent.sock", "status")
+            assert done.returncode == 3 and "agent.unreachable" in done.stderr and "\x1b" not in done.stderr
+            assert "every few seconds" in done.stderr and "start it with" not in done.stderr
+    gone = coven("--socket", tmp_path / "agent.sock", "status")
+    assert "start it with" in gone.stderr
 
 
 def test_a_second_agent_is_refused(agent: Agent, tmp_path: Path) -> None:

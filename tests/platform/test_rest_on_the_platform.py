@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sqlite3
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -286,6 +288,51 @@ def test_after_a_reboot_everything_is_there_again(platform: Platform, tmp_path: 
     assert found["components"][0]["isolation"] == "shared"
     assert rest.get("/v1/instances/runs/check")["healthy"]
     assert rest.finish(rest.call("POST", "/v1/instances/rests/start"))["state"] == "succeeded"
+
+
+def _short_token(state: Path) -> None:
+    (state / "token").write_text("short\n")
+
+
+def _newer_database(state: Path) -> None:
+    with contextlib.closing(sqlite3.connect(state / "agent.sqlite")) as database:
+        database.execute("PRAGMA user_version = 99")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason", "hint", "mend"),
+    [
+        (_short_token, "holds no token", "remove the file", "token"),
+        (_newer_database, "later version of COVEN", "install that version", "agent.sqlite*"),
+    ],
+)
+def test_why_the_agent_cannot_start_reaches_who_asks(
+    platform: Platform, spoil: Callable[[Path], None], reason: str, hint: str, mend: str
+) -> None:
+    """Where the platform was started, and on the command line; and it comes back by itself when that is mended."""
+    under_test = platform.under_test
+
+    def coven(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "coven", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def status() -> subprocess.CompletedProcess[str]:
+        return coven("--socket", str(under_test.run_dir / "agent.sock"), "status")
+
+    assert status().returncode == 0
+    spoil(under_test.state_dir)
+    platform.kill_agent()
+    under_test.wait_for(lambda: reason in under_test.log(), "the agent's words do not come out")
+    said = under_test.wait_for(lambda: (text if reason in (text := status().stderr) else None), "no reason")
+    assert "agent.unreachable" in said and hint in said and "where 'coven agent' writes to" in said
+    before = under_test.supervisor_pid
+    again = coven("agent", "--run-dir", str(under_test.run_dir), "--state-dir", str(under_test.state_dir))
+    assert again.returncode == 1 and "agent.running" in again.stderr and reason in again.stderr
+    assert under_test.supervisor_pid == before
+    for path in under_test.state_dir.glob(mend):
+        path.unlink()
+    under_test.wait_for(lambda: status().returncode == 0, "the agent does not come back")
+    assert not (under_test.run_dir / "agent.error").exists()
 
 
 def test_off(platform: Platform, tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ ALLOWED = {
     "coven.forwarder": (*COMMON, "coven.descriptor", "coven.processing"),
     "coven.supervisor": (*COMMON, "coven.forwarder", "coven.network", "coven.processing", "coven.agents", "coven.dataplane"),
     "coven.management": (*COMMON, "coven.forwarder", "coven.package", "coven.descriptor", "coven.agents"),
-    "coven.cli": (*COMMON, "coven.package", "coven.descriptor", "coven.management.problem", "coven.supervisor.config", "coven.demo"),
+    "coven.cli": (*COMMON, "coven.package", "coven.descriptor", "coven.management.problem", "coven.management.last_words",
+                  "coven.supervisor.config", "coven.demo"),
     "coven.demo": (*COMMON, "coven.package", "coven.cli"),
 }  # fmt: skip
 TOOLS = ("coven", "coven.__main__", "coven.docs_gen")  # see everything: start-up, generated pages
