@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from coven.agents.client import AsyncAgentClient
 from coven.agents.protocol import start_lines
 from coven.errors import CovenError, Where
-from coven.supervisor import cgroup, memory
+from coven.supervisor import cgroup, memory, strays
 from coven.supervisor.backoff import BackOff
 from coven.supervisor.context import Context
 from coven.supervisor.launch import ENVIRONMENT, Sandbox, program_folders, spawn
@@ -286,7 +286,8 @@ class Replica:
             binds_exact=(program.folder,),
             new_net=privileged,
         )
-        env = {**ENVIRONMENT, "COVEN_COMPONENT": plan.name}
+        ours = strays.environment(context.settings.platform_id, self.group)
+        env = {**ENVIRONMENT, "COVEN_COMPONENT": plan.name, **ours}
         fault = os.environ.get("COVEN_FAULT")
         if fault and self.restarts == 0:  # fault-injection builds only know it, and only the first start has it
             env["COVEN_FAULT"] = fault
@@ -366,7 +367,7 @@ class Replica:
 
     async def _clear(self) -> None:
         """Let go of what the last start made; no process of the replica is left."""
-        await cgroup.kill_all(self.folders)
+        await self._kill_group()
         if self.process is not None and self.process.alive:
             await self.process.end()
         self.process = None
@@ -375,6 +376,9 @@ class Replica:
             self._agent_socket.close()
             self._agent_socket = self._agent = None
         self._context.keeper.drop(self.fds_name)
+
+    async def _kill_group(self) -> None:
+        await strays.kill_group(self._context.settings.platform_id, self.group, self.folders)
 
     async def _farewell(self) -> None:
         """Ask it to stop in order; what it says does not matter."""
@@ -416,7 +420,7 @@ class Replica:
 
     async def _after_death(self) -> None:
         self._home.changed()
-        await cgroup.kill_all(self.folders)  # its children must not write any more to what is swept and given to others
+        await self._kill_group()  # its children must not write any more to what is swept and given to others
         await self._home.detach(self)
         await self._come_back(self._back_off.died())
 
@@ -444,7 +448,7 @@ class Replica:
         self.log.stop()
         self.state = "parked"
         output = self.log.texts(OUTPUT_LINES)
-        await cgroup.kill_all(self.folders)
+        await self._kill_group()
         self._context.save()
         self._context.emit("component-parked", self._home.instance, self.part, exit=self.last_exit, output=output)
         self._home.changed()

@@ -9,7 +9,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any
 
-from coven.supervisor import cgroup, journal, logs, memory
+from coven.supervisor import cgroup, journal, logs, memory, strays
 from coven.supervisor.config import Settings
 from coven.supervisor.keeper import Keeper
 from coven.supervisor.process import start_time
@@ -35,6 +35,7 @@ async def sweep_dead(settings: Settings, keeper: Keeper, manifest: dict[str, Any
             _kill(replica)
         await asyncio.to_thread(_close_ports, document.get("ports", {}))
         memory.remove_stats(f"/{settings.platform_id}-{name}")
+    await strays.kill_platform(settings.platform_id)
     for name, record in journal.read_all(settings.journal_dir).items():
         if record.end is None:
             pen = journal.Journal(settings.journal_dir / f"{name}.jsonl")

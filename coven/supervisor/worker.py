@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from coven.dataplane.core import Control, ffi
 from coven.errors import CovenError, Where
-from coven.supervisor import cgroup, control
+from coven.supervisor import cgroup, control, strays
 from coven.supervisor.backoff import BackOff
 from coven.supervisor.context import Context
 from coven.supervisor.control import WorkerControl, WorkerGone, WorkerSilent
@@ -273,7 +273,9 @@ class Worker:
         context.keeper.put(self.fds_name, fds)
         try:
             box = worker_sandbox(context.settings, tuple(map(str, folders)), self._core)
-            pid = spawn_worker(context.settings, self._instance, box, fds[1], log_write, is_first=self.restarts == 0)
+            pid = spawn_worker(
+                context.settings, self._instance, self.group, box, fds[1], log_write, is_first=self.restarts == 0
+            )
         finally:
             os.close(log_write)
         self.process = Process.spawned(pid, context.keeper, self._died)
@@ -328,7 +330,7 @@ class Worker:
         if self._control is not None:
             self._control.close()
             self._control = None
-        await cgroup.kill_all(self.folders)
+        await strays.kill_group(self._context.settings.platform_id, self.group, self.folders)
         if self.process is not None and self.process.alive:
             await self.process.end()
         self.process = None

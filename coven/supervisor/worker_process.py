@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from coven.errors import CovenError
+from coven.supervisor import strays
 from coven.supervisor.config import Settings
 from coven.supervisor.launch import ENVIRONMENT, Sandbox, program_folders, spawn
 
@@ -26,10 +27,10 @@ def worker_sandbox(settings: Settings, cgroups: tuple[str, ...], core: int | Non
 
 
 def spawn_worker(
-    settings: Settings, instance: str, sandbox: Sandbox, control_end: int, log_end: int, *, is_first: bool
+    settings: Settings, instance: str, group: str, sandbox: Sandbox, control_end: int, log_end: int, *, is_first: bool
 ) -> int:
     """Start a worker; give its pid. Raises CovenError platform.no-resources."""
-    env = dict(ENVIRONMENT)
+    env = {**ENVIRONMENT, **strays.environment(settings.platform_id, group)}
     fault = os.environ.get("COVEN_FAULT")
     if fault and is_first:  # only fault-injection builds know it
         env["COVEN_FAULT"] = fault
