@@ -24,10 +24,12 @@ import psutil
 
 from coven.cli.client import Client
 from coven.demo.platform import follow
+from coven.errors import CovenError
 from coven.package import build
 from tests.bench.measure import ROOT, Spread, cpu_ns, rest
 from tests.e2e.appliance import started_platform
 from tests.lib.net import Host, Network
+from tests.lib.platform import Client as SupervisorClient
 
 ETHERTYPE = 0x88B5
 PROBE_S = 0.001
@@ -105,9 +107,9 @@ class Probe:
 class Bench:
     """A platform and two hosts."""
 
-    def __init__(self, net: Network, rest_client: Client, pid: int) -> None:
+    def __init__(self, net: Network, rest_client: Client, pid: int, run_dir: Path) -> None:
         """Join two hosts to this namespace."""
-        self.rest, self.pid = rest_client, pid
+        self.rest, self.pid, self.run_dir = rest_client, pid, run_dir
         self.client, self.server = net.host("client"), net.host("server")
         self.ports = {"lan": net.name("lan"), "wan": net.name("wan")}
         for host, interface in ((self.client, self.ports["lan"]), (self.server, self.ports["wan"])):
@@ -136,7 +138,7 @@ def bench() -> Iterator[tuple[Bench, Callable[[str], str]]]:
             archive = build(ROOT / "packages" / name, Path(folder) / f"{name}.coven")
             return str(platform.rest.upload("/v1/packages", archive)["id"])
 
-        yield Bench(net, platform.rest, platform.process.pid), upload
+        yield Bench(net, platform.rest, platform.process.pid, platform.folder / "run"), upload
 
 
 def first_packet(b: Bench, package: str, instance: str) -> float:
@@ -175,6 +177,47 @@ def felt_crash(b: Bench, instance: str, find: Callable[[dict[str, Any]], int]) -
             rest(0.01)
         probe.first_after(time.monotonic(), 100)
         return probe.longest_gap(begin)
+
+
+def check_after_kill(b: Bench, instance: str) -> float:
+    """Kill -9 the Management Agent; give the seconds until its successor has answered `check` of an instance."""
+    pid = b.rest.get("/v1")["agent"]["pid"]
+    begin = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    end = begin + DEADLINE_S
+    while True:
+        with contextlib.suppress(CovenError):  # nobody there yet, or not yet joined to the supervisor
+            answer = b.rest.get(f"/v1/instances/{instance}/check")
+            done = time.monotonic()
+            assert answer["healthy"], answer
+            assert b.rest.get("/v1")["agent"]["pid"] != pid, "the dead one answered"
+            return done - begin
+        assert time.monotonic() < end, "no agent answers again"
+        rest(PROBE_S)
+
+
+def supervisor_after_kill(b: Bench) -> float:
+    """Kill -9 the supervisor; give the seconds until its successor has answered what it knows of all instances."""
+    pid = b.rest.get("/v1")["supervisor"]["pid"]
+    begin = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    end = begin + DEADLINE_S
+    while True:
+        with contextlib.suppress(OSError):
+            asking = SupervisorClient(b.run_dir / "supervisor.sock")
+            try:
+                asking.request("state")
+                done = time.monotonic()
+                if asking.request("hello")["pid"] != pid:
+                    break
+            finally:
+                asking.close()
+        assert time.monotonic() < end, "no supervisor answers again"
+        rest(PROBE_S)
+    while b.rest.get("/v1")["supervisor"] is None:  # what follows asks through the agent
+        assert time.monotonic() < end, "the agent does not find the supervisor again"
+        rest(PROBE_S)
+    return done - begin
 
 
 def idle(b: Bench) -> dict[str, float]:
@@ -221,10 +264,19 @@ def _analyzer(instance: dict[str, Any]) -> int:
 VICTIMS: dict[str, Callable[[dict[str, Any]], int]] = {"Python component": _analyzer, "worker": _worker}
 
 
+def _after_kills(b: Bench, instance: str, answers: dict[str, list[float]], note: Callable[[str], None]) -> None:
+    """Kill agent, then supervisor: whose successor knows of no earlier death, so the agent's is always the first."""
+    answers["Management Agent"].append(check_after_kill(b, instance))
+    answers["supervisor"].append(supervisor_after_kill(b))
+    for victim, seconds in answers.items():
+        note(f"kill -9 of the {victim}: its successor answers after {seconds[-1]:.3f} s")
+
+
 def run(repeats: int, note: Callable[[str], None]) -> dict[str, Any]:
     """Measure all of it."""
     starts: dict[str, list[float]] = {"C only": [], "with Python": []}
     crashes: dict[str, list[float]] = {victim: [] for victim in VICTIMS}
+    answers: dict[str, list[float]] = {"Management Agent": [], "supervisor": []}
     with bench() as (b, upload):
         packages = {"C only": upload("passthrough"), "with Python": upload("l7-firewall")}
         for title, package in packages.items():
@@ -238,6 +290,8 @@ def run(repeats: int, note: Callable[[str], None]) -> dict[str, Any]:
                 for victim, find in VICTIMS.items() if title == "with Python" else ():
                     crashes[victim].append(felt_crash(b, f"run-{number}", find))
                     note(f"kill -9 of the {victim} is felt for {crashes[victim][-1]:.3f} s")
+                if title == "with Python":
+                    _after_kills(b, f"run-{number}", answers, note)
                 terminate(b, f"run-{number}")
         first_packet(b, packages["with Python"], "fw")
         resident, used = memory(b), idle(b)
@@ -246,6 +300,7 @@ def run(repeats: int, note: Callable[[str], None]) -> dict[str, Any]:
     return {
         "deploy_to_first_packet_s": {k: Spread.of(v).to_json() for k, v in starts.items()},
         "crash_felt_s": {k: Spread.of(v).to_json() for k, v in crashes.items()},
+        "answers_again_s": {k: Spread.of(v).to_json() for k, v in answers.items()},
         "memory": resident,
         "idle_percent": used,
         "idle_percent_total": sum(used.values()),

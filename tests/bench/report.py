@@ -98,6 +98,9 @@ def _wire(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     )  # fmt: skip
 
 
+ANSWERS = {"Management Agent": "its successor answers `check`", "supervisor": "its successor answers"}
+
+
 def _appliance(result: Mapping[str, Any]) -> list[str]:
     targets = {"C only": "0.7 s", "with Python": "1.5 s"}
     lines = _table(
@@ -110,6 +113,10 @@ def _appliance(result: Mapping[str, Any]) -> list[str]:
             *(
                 (f"kill -9 of the {name}: no packet for", _spread(value, 3), "1 s")
                 for name, value in result["crash_felt_s"].items()
+            ),
+            *(
+                (f"kill -9 of the {name}: {ANSWERS[name]} after", _spread(value, 3), "2 s")
+                for name, value in result["answers_again_s"].items()
             ),
         ],
     )

@@ -46,6 +46,17 @@ def test_samples_become_rows() -> None:
     assert row["cpu_ns_per_packet"] == Spread(250.0, 150.0, 450.0).to_json()
 
 
+def test_every_kill_has_its_row() -> None:
+    one = Spread.of([0.1]).to_json()
+    lines = report._appliance({
+        "deploy_to_first_packet_s": {"C only": one}, "crash_felt_s": {"worker": one}, "memory": {}, "idle_percent": {},
+        "idle_percent_total": 0.0, "answers_again_s": {"Management Agent": one, "supervisor": one},
+    })  # fmt: skip
+    rows = [line for line in lines if line.startswith("| kill -9")]
+    assert [row.rsplit("|", 2)[1].strip() for row in rows] == ["1 s", "2 s", "2 s"]
+    assert "Management Agent: its successor answers `check` after | 0.100" in rows[1]
+
+
 def test_only_the_part_between_the_markers_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "benchmarks.md"
     page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n", encoding="utf-8")
