@@ -115,7 +115,8 @@ def test_the_supervisor_twice_in_a_row(platform: PlatformUnderTest, after_s: flo
     kill_at_once(second)
     platform.wait_supervisor(other_than=second)
     assert whole_again(platform) == before
-    assert lost(platform) == {}
+    # A source with a rate waits for nobody: a component that gets no processor for 50 ms fills its ring of 256.
+    assert lost(platform).keys() <= {"ring-full"}
 
 
 @pytest.mark.parametrize("part", ["one", "two", "worker"])
