@@ -80,7 +80,7 @@ for holder, name in (
     (os, "posix_spawn"),
 ):
     setattr(holder, name, deadly(getattr(holder, name)))
-for name in ("change", "raise_shield"):
+for name in ("change", "raise_shield", "open_output"):
     setattr(tools, name, named(getattr(tools, name)))
 
 if __name__ == "__main__":

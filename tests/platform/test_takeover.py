@@ -152,3 +152,34 @@ def test_an_interface_is_put_back_after_a_death_while_it_was_opened(tmp_path: Pa
             assert as_it_was(host, "lan0")
             assert as_it_was(host, "wan0")
         assert platform.leftovers() == []
+
+
+@pytest.mark.parametrize("before", [None, b"", b"\xd4\xc3\xb2\xa1" + bytes(100)], ids=["missing", "empty", "capture"])
+@pytest.mark.parametrize("dead", ["supervisor", "keeper"])
+def test_a_file_is_put_back_after_a_death_while_it_was_opened(tmp_path: Path, before: bytes | None, dead: str) -> None:
+    """A supervisor that takes over begins it, one that finds no keeper sweeps."""
+    trigger, out = tmp_path / "kill-at", tmp_path / "out.pcap"
+    environment = {
+        "COVEN_TEST_KILL_AT": str(trigger),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
+    }
+    if before is not None:
+        out.write_bytes(before)
+    with PlatformUnderTest(
+        tmp_path, program=("-m", "tests.lib.dying_supervisor"), environment=environment
+    ) as platform:
+        ports = [plans.gen_port("lan", 0), plans.pcap_port("wan", target=out)]
+        plan = plans.chain("fw-1", platform.package("demo", {"README": "no component"}), [], ports)
+        trigger.write_text(f"open_output {dead}")
+        platform.request("execute", operation="deploy-1", verb="deploy", instance="fw-1", plan=plan)
+        if dead == "keeper":
+            assert platform.keeper is not None
+            platform.keeper.wait(20)
+            platform.kill_all()
+            platform.start()
+            assert (out.read_bytes() if out.exists() else None) == before
+        else:
+            assert platform.wait_operation("deploy-1")["state"] == "succeeded"
+            assert out.stat().st_size == 24
+        assert not trigger.exists()
+    assert platform.leftovers() == []
