@@ -9,7 +9,7 @@
 
 #define MAGIC_MICRO 0xa1b2c3d4u
 #define MAGIC_NANO 0xa1b23c4du
-#define MAGIC_NG 0x0a0d0d0au       /* also the type of a section header block */
+#define MAGIC_NG 0x0a0d0d0au /* also the type of a section header block */
 #define MAGIC_NG_ORDER 0x1a2b3c4du
 #define BLOCK_INTERFACE 1u
 #define BLOCK_PACKET 2u /* obsolete, still written by some */
@@ -215,8 +215,8 @@ static int ng_packet(struct coven_capture *capture, uint64_t offset, uint32_t ty
                     (unsigned long long)offset);
     interface = &capture->interfaces[number];
     if (interface->linktype != COVEN_LINKTYPE_ETHERNET)
-        return FAIL(capture, "the packet at byte %llu has link type %u, not Ethernet (1)",
-                    (unsigned long long)offset, interface->linktype);
+        return FAIL(capture, "the packet at byte %llu has link type %u, not Ethernet (1)", (unsigned long long)offset,
+                    interface->linktype);
     packet->data = block + head;
     if (type == BLOCK_SIMPLE) {
         packet->original = get32(capture, block + 8);
@@ -229,12 +229,12 @@ static int ng_packet(struct coven_capture *capture, uint64_t offset, uint32_t ty
     } else {
         packet->captured = get32(capture, block + 20);
         packet->original = get32(capture, block + 24);
-        packet->timestamp_ns = ng_time(interface->resolution, (uint64_t)get32(capture, block + 12) << 32 |
-                                                                  get32(capture, block + 16));
+        packet->timestamp_ns =
+            ng_time(interface->resolution, (uint64_t)get32(capture, block + 12) << 32 | get32(capture, block + 16));
     }
     if (packet->captured > total - head - 4 || packet->captured > COVEN_CAPTURE_MAX_FRAME)
-        return FAIL(capture, "the packet at byte %llu claims %u bytes, its block has fewer",
-                    (unsigned long long)offset, packet->captured);
+        return FAIL(capture, "the packet at byte %llu claims %u bytes, its block has fewer", (unsigned long long)offset,
+                    packet->captured);
     return 1;
 }
 

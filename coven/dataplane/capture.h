@@ -27,11 +27,11 @@ struct coven_capture {
     bool is_ng, swapped, nanosecond;
     uint32_t n_interfaces;
     struct coven_capture_interface interfaces[COVEN_CAPTURE_INTERFACES];
-    uint64_t first;       /* offset of the first record or block */
-    uint64_t scanned;     /* pcapng: offset of the last block that described section or interface */
-    uint64_t window_at;   /* offset of the window in the file */
+    uint64_t first;     /* offset of the first record or block */
+    uint64_t scanned;   /* pcapng: offset of the last block that described section or interface */
+    uint64_t window_at; /* offset of the window in the file */
     uint32_t window_bytes;
-    char why[160];        /* what is wrong, after a result of -1 */
+    char why[160]; /* what is wrong, after a result of -1 */
     uint8_t window[COVEN_CAPTURE_WINDOW];
 };
 

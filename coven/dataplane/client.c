@@ -17,8 +17,8 @@ static void say(char *why, size_t why_bytes, const char *what, const char *detai
 }
 
 /* Map a segment; `name` goes before the sentence when it does not work. */
-static int map_segment(struct coven_segment *segment, int fd, uint32_t kind, size_t least, const char *name,
-                       char *why, size_t why_bytes)
+static int map_segment(struct coven_segment *segment, int fd, uint32_t kind, size_t least, const char *name, char *why,
+                       size_t why_bytes)
 {
     char fault[200] = "";
     int status = coven_segment_map(segment, fd, kind, least, true, fault, sizeof(fault));
@@ -92,11 +92,11 @@ struct coven_client *coven_client_open(int replica_fd, int state_fd, int pool_fd
     client->agent_fd = agent_fd;
     if (map_segment(&client->replica_segment, replica_fd, COVEN_SEGMENT_REPLICA, sizeof(struct coven_replica),
                     "replica", why, why_bytes) != 0 ||
-        map_segment(&client->state_segment, state_fd, COVEN_SEGMENT_STATE, sizeof(struct coven_state), "state",
-                    why, why_bytes) != 0)
+        map_segment(&client->state_segment, state_fd, COVEN_SEGMENT_STATE, sizeof(struct coven_state), "state", why,
+                    why_bytes) != 0)
         goto fail;
-    if (pool_fd >= 0 && map_segment(&client->pool_segment, pool_fd, COVEN_SEGMENT_POOL,
-                                    sizeof(struct coven_pool), "pool", why, why_bytes) != 0)
+    if (pool_fd >= 0 && map_segment(&client->pool_segment, pool_fd, COVEN_SEGMENT_POOL, sizeof(struct coven_pool),
+                                    "pool", why, why_bytes) != 0)
         goto fail;
     client->replica = client->replica_segment.base;
     client->state_base = client->state_segment.base;

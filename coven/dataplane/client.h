@@ -25,15 +25,15 @@ struct coven_client;
 
 /* The burst being worked on. Lies in the component's own memory; meta is what the worker gets back. */
 struct coven_client_burst {
-    uint32_t n;                              /* entries, 0 between bursts */
-    uint32_t first;                          /* in-ring position of entry 0 */
-    struct coven_meta meta[COVEN_BURST];     /* verdict preset to COVEN_FORWARD, output 0 */
-    struct coven_meta_ext ext[COVEN_BURST];  /* valid where nsh_path is not 0, else zero */
-    uint64_t buffer[COVEN_BURST];            /* offset of the packet's buffer in the memory of coven_client_memory();
+    uint32_t n;                             /* entries, 0 between bursts */
+    uint32_t first;                         /* in-ring position of entry 0 */
+    struct coven_meta meta[COVEN_BURST];    /* verdict preset to COVEN_FORWARD, output 0 */
+    struct coven_meta_ext ext[COVEN_BURST]; /* valid where nsh_path is not 0, else zero */
+    uint64_t buffer[COVEN_BURST];           /* offset of the packet's buffer in the memory of coven_client_memory();
                                                 the packet begins meta.offset further. UINT64_MAX: no packet */
-    uint64_t state[COVEN_BURST];             /* offset of the shadow half in the state segment once
+    uint64_t state[COVEN_BURST];            /* offset of the shadow half in the state segment once
                                                 coven_client_state() was called for the entry; 0: none */
-    uint8_t fresh[COVEN_BURST];              /* 1: the state was allocated in this burst (zeroed) */
+    uint8_t fresh[COVEN_BURST];             /* 1: the state was allocated in this burst (zeroed) */
 };
 
 struct coven_client_geometry {

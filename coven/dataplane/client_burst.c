@@ -12,8 +12,7 @@
 
 static bool is_packet(const struct coven_client *client, const struct coven_meta *meta)
 {
-    return meta->handle < client->n_buffers &&
-           (uint32_t)meta->offset + meta->length <= client->buffer_bytes;
+    return meta->handle < client->n_buffers && (uint32_t)meta->offset + meta->length <= client->buffer_bytes;
 }
 
 int coven_client_receive(struct coven_client *client, uint32_t max)
@@ -102,8 +101,7 @@ void *coven_client_state(struct coven_client *client, uint32_t i)
 
     if (i >= burst->n || client->kinds[i] != COVEN_ENTRY_PACKET || burst->meta[i].flow == COVEN_NO_FLOW)
         return NULL;
-    shadow = coven_state_begin(&client->view, &client->state, burst->meta[i].flow, burst->meta[i].flow_epoch,
-                               &index);
+    shadow = coven_state_begin(&client->view, &client->state, burst->meta[i].flow, burst->meta[i].flow_epoch, &index);
     if (shadow == NULL)
         return NULL;
     client->words[i] = client->state.open[index].word;
@@ -147,8 +145,8 @@ static void keep(struct coven_client *client, uint32_t handle, const struct cove
 
 /* Write one entry beyond the ring's tail. Whoever sweeps after a kill believes it only when position and word
  * are those of this entry, so the word comes after the entry and the position last. */
-static void write_entry(struct coven_client *client, const struct coven_meta *meta,
-                        const struct coven_meta_ext *ext, uint32_t word)
+static void write_entry(struct coven_client *client, const struct coven_meta *meta, const struct coven_meta_ext *ext,
+                        uint32_t word)
 {
     uint32_t at = client->out_next & (client->ring_size - 1);
     struct coven_meta_ext *out = &client->out_ext[at];
@@ -203,8 +201,7 @@ void coven_client_flush(struct coven_client *client)
     __atomic_store_n(&out->tail, client->out_next, __ATOMIC_RELEASE);
     /* The tail must be visible before `sleeping` is read, as the worker does it the other way round. */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&out->sleeping, __ATOMIC_RELAXED) &&
-        write(client->worker_fd, &one, sizeof(one)) < 0)
+    if (__atomic_load_n(&out->sleeping, __ATOMIC_RELAXED) && write(client->worker_fd, &one, sizeof(one)) < 0)
         return; /* the counter is full: the worker has been rung often enough */
 }
 

@@ -26,7 +26,7 @@ struct coven_client {
     struct coven_replica *replica;
     uint8_t *state_base;
     struct coven_state_view view;
-    uint8_t *memory;       /* buffer 0 */
+    uint8_t *memory; /* buffer 0 */
     /* copied from the replica's header, checked */
     uint32_t isolation, ring_size, n_buffers, buffer_bytes, component, number, outputs;
     char name[COVEN_NAME_BYTES];
@@ -36,16 +36,16 @@ struct coven_client {
     struct coven_meta_ext *out_ext;
     int doorbell_fd, worker_fd, agent_fd;
     /* positions */
-    uint32_t in_head;      /* entries of the in-ring that are finished */
-    uint32_t out_next;     /* where the next entry is staged; the ring's tail lags behind it */
+    uint32_t in_head;  /* entries of the in-ring that are finished */
+    uint32_t out_next; /* where the next entry is staged; the ring's tail lags behind it */
     /* the burst */
     struct coven_client_burst burst;
     struct coven_state_burst state;
     uint32_t handles[COVEN_BURST]; /* as received: what a component writes to meta.handle is not believed */
     uint8_t kinds[COVEN_BURST];
-    uint32_t words[COVEN_BURST];   /* commit words to stage */
-    uint8_t ending[COVEN_BURST];   /* the flow's end is in `state` */
-    struct held_packet *held;      /* by handle, made at the first hold */
+    uint32_t words[COVEN_BURST]; /* commit words to stage */
+    uint8_t ending[COVEN_BURST]; /* the flow's end is in `state` */
+    struct held_packet *held;    /* by handle, made at the first hold */
     uint32_t n_held;
 };
 

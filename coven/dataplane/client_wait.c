@@ -25,8 +25,7 @@ static int agent_ready(struct coven_client *client)
 /* Sleep on doorbell and agent. The caller has set `sleeping` and looked at the ring since. */
 static int sleep_until(struct coven_client *client, int timeout_ms)
 {
-    struct pollfd fds[2] = {{.fd = client->doorbell_fd, .events = POLLIN},
-                            {.fd = client->agent_fd, .events = POLLIN}};
+    struct pollfd fds[2] = {{.fd = client->doorbell_fd, .events = POLLIN}, {.fd = client->agent_fd, .events = POLLIN}};
     int woke = 0;
     uint64_t rings[64];
 

@@ -131,13 +131,14 @@ static int become_ready(struct coven_worker *worker, struct request *request, ch
     request->answer.arg[4] = found->held;
     request->answer.arg[5] = found->component;
     if (found->found)
-        snprintf(why, why_bytes,
-                 "took over: %llu packets stay with components, dropped %llu worker-crash, %llu component-crash%s%.31s, "
-                 "%llu tx-uncertain",
-                 (unsigned long long)found->held, (unsigned long long)found->worker_crash,
-                 (unsigned long long)found->component_crash, found->component ? " in " : "",
-                 found->component ? worker->plan->components[found->component - 1].name : "",
-                 (unsigned long long)found->tx_uncertain);
+        snprintf(
+            why, why_bytes,
+            "took over: %llu packets stay with components, dropped %llu worker-crash, %llu component-crash%s%.31s, "
+            "%llu tx-uncertain",
+            (unsigned long long)found->held, (unsigned long long)found->worker_crash,
+            (unsigned long long)found->component_crash, found->component ? " in " : "",
+            found->component ? worker->plan->components[found->component - 1].name : "",
+            (unsigned long long)found->tx_uncertain);
     return 0;
 }
 
@@ -215,9 +216,8 @@ static int ask_agent(struct coven_worker *worker, struct request *request)
     if (index >= worker->plan->n_components || !worker->component[index].fused.runtime)
         return -ENOENT;
     coven_fused_enter(worker, (uint16_t)index, NULL, 0);
-    request->answer_bytes =
-        coven_runtime_agent(worker->component[index].fused.runtime, request_payload, request->payload_bytes,
-                            answer_payload, sizeof(answer_payload));
+    request->answer_bytes = coven_runtime_agent(worker->component[index].fused.runtime, request_payload,
+                                                request->payload_bytes, answer_payload, sizeof(answer_payload));
     coven_fused_leave(worker);
     return 0;
 }

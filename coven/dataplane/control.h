@@ -49,7 +49,7 @@ enum coven_owner_kind {
 struct coven_snapshot {
     uint64_t time_ns; /* CLOCK_REALTIME */
     uint64_t rx, created, tx, consumed, drops;
-    uint64_t held;    /* owners neither free nor in quarantine */
+    uint64_t held; /* owners neither free nor in quarantine */
     uint64_t free_buffers;
     uint64_t held_by_kind[8];
     uint64_t held_by_component[64]; /* fused and isolated */

@@ -55,8 +55,8 @@ static const char *read_line(struct coven_declaration *declaration, char **field
     } else if (strcmp(kind, "metric") == 0 && n == 5) {
         if (declaration->n_metrics == COVEN_MAX_METRICS)
             return "too many metrics";
-        declaration->metrics[declaration->n_metrics++] = (struct coven_declared_metric){
-            .name = fields[1], .type = fields[2], .unit = fields[3], .help = fields[4]};
+        declaration->metrics[declaration->n_metrics++] =
+            (struct coven_declared_metric){.name = fields[1], .type = fields[2], .unit = fields[3], .help = fields[4]};
     } else if (strcmp(kind, "operation") == 0 && n == 3) {
         declaration->operations[declaration->n_operations++] =
             (struct coven_declared_operation){.name = fields[1], .help = fields[2]};
@@ -95,8 +95,8 @@ static bool allocate(struct coven_declaration *declaration, const char *start, s
            declaration->operations != NULL && declaration->arguments != NULL;
 }
 
-int coven_declaration_read(struct coven_declaration *declaration, const char *start, size_t start_bytes,
-                           char *why, size_t why_bytes)
+int coven_declaration_read(struct coven_declaration *declaration, const char *start, size_t start_bytes, char *why,
+                           size_t why_bytes)
 {
     struct coven_ea_reader reader;
     char *fields[COVEN_EA_MAX_FIELDS];

@@ -38,8 +38,8 @@ struct coven_declaration {
 };
 
 /* Read a `start` request. 0, or a negative errno with a sentence in `why`; the declaration is then empty. */
-int coven_declaration_read(struct coven_declaration *declaration, const char *start, size_t start_bytes,
-                           char *why, size_t why_bytes) __attribute__((warn_unused_result));
+int coven_declaration_read(struct coven_declaration *declaration, const char *start, size_t start_bytes, char *why,
+                           size_t why_bytes) __attribute__((warn_unused_result));
 void coven_declaration_free(struct coven_declaration *declaration);
 
 #endif

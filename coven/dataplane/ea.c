@@ -33,8 +33,7 @@ static size_t utf8_bytes(const unsigned char *p, size_t left)
 }
 
 /* ---- reading ------------------------------------------------------------------------------------ */
-int coven_ea_open(struct coven_ea_reader *reader, char *copy, size_t copy_bytes, const char *message,
-                  size_t bytes)
+int coven_ea_open(struct coven_ea_reader *reader, char *copy, size_t copy_bytes, const char *message, size_t bytes)
 {
     size_t at = 0;
 

@@ -19,8 +19,8 @@ struct coven_ea_reader {
 
 /* Copy a message into `copy` (at least `bytes` long, and not less than 1) and check it as a whole: UTF-8, no NUL,
  * ends with a line end. Fields point into the copy. 0, -EMSGSIZE or -EBADMSG. */
-int coven_ea_open(struct coven_ea_reader *reader, char *copy, size_t copy_bytes, const char *message,
-                  size_t bytes) __attribute__((warn_unused_result));
+int coven_ea_open(struct coven_ea_reader *reader, char *copy, size_t copy_bytes, const char *message, size_t bytes)
+    __attribute__((warn_unused_result));
 /* Fields of the next line, NUL terminated, sequences resolved. Returns how many (1 and more), 0 behind the last
  * line, -EBADMSG for a sequence that is none or too many fields. Fields that are not there point at "". */
 int coven_ea_line(struct coven_ea_reader *reader, char *fields[COVEN_EA_MAX_FIELDS]);
@@ -48,10 +48,10 @@ void coven_ea_write_ok(struct coven_ea_writer *writer, uint64_t id);
 size_t coven_ea_write_error(struct coven_ea_writer *writer, uint64_t id, const char *code, const char *message);
 
 /* coven_ea_write(writer, fields...) for fields written one by one. */
-#define COVEN_EA_WRITE(writer, ...)                                                                      \
-    do {                                                                                                 \
-        const char *const coven_ea_fields[] = {__VA_ARGS__};                                             \
-        coven_ea_write(writer, coven_ea_fields, sizeof(coven_ea_fields) / sizeof(coven_ea_fields[0]));   \
+#define COVEN_EA_WRITE(writer, ...)                                                                                    \
+    do {                                                                                                               \
+        const char *const coven_ea_fields[] = {__VA_ARGS__};                                                           \
+        coven_ea_write(writer, coven_ea_fields, sizeof(coven_ea_fields) / sizeof(coven_ea_fields[0]));                 \
     } while (0)
 
 #endif

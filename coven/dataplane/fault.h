@@ -23,10 +23,10 @@ static inline void coven_fault_pass(const char *name, unsigned long *passes)
 }
 
 /* Passes are counted for each place in the source. */
-#define COVEN_FAULT(name)                                                                                \
-    do {                                                                                                 \
-        static unsigned long coven_fault_passes;                                                         \
-        coven_fault_pass(name, &coven_fault_passes);                                                     \
+#define COVEN_FAULT(name)                                                                                              \
+    do {                                                                                                               \
+        static unsigned long coven_fault_passes;                                                                       \
+        coven_fault_pass(name, &coven_fault_passes);                                                                   \
     } while (0)
 
 #else

@@ -3,9 +3,9 @@
 #include "fault.h"
 #include "flow_private.h"
 
-#define SWEEP_MAX 256u               /* entries looked at in one call */
-#define SWEEPS_PER_IDLE 4u           /* the whole table is looked at this often within the idle time */
-#define RECLAIM_MAX 512u             /* entries looked at for one to reclaim when the table is full */
+#define SWEEP_MAX 256u     /* entries looked at in one call */
+#define SWEEPS_PER_IDLE 4u /* the whole table is looked at this often within the idle time */
+#define RECLAIM_MAX 512u   /* entries looked at for one to reclaim when the table is full */
 
 static uint32_t buckets_of(uint32_t capacity)
 {
@@ -76,8 +76,7 @@ static void reset(struct coven_flow_table *table, uint32_t capacity, const uint6
     memset(coven_flow_buckets(table), 0xff, (size_t)table->n_buckets * sizeof(uint32_t));
 }
 
-void coven_flow_table_init(struct coven_flow_table *table, uint32_t capacity, const uint64_t seed[2],
-                           uint64_t idle_ns)
+void coven_flow_table_init(struct coven_flow_table *table, uint32_t capacity, const uint64_t seed[2], uint64_t idle_ns)
 {
     if (capacity == 0)
         return;

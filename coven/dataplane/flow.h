@@ -19,8 +19,7 @@ struct coven_flow_table;
 /* Bytes for `capacity` flows, 0 for none. */
 size_t coven_flow_table_bytes(uint32_t capacity);
 /* Make an empty table in zeroed memory. */
-void coven_flow_table_init(struct coven_flow_table *table, uint32_t capacity, const uint64_t seed[2],
-                           uint64_t idle_ns);
+void coven_flow_table_init(struct coven_flow_table *table, uint32_t capacity, const uint64_t seed[2], uint64_t idle_ns);
 /* Take over a dead worker's table: check the entries, rebuild index and free list. */
 void coven_flow_table_recover(struct coven_flow_table *table, uint32_t capacity, const uint64_t seed[2],
                               uint64_t idle_ns);
@@ -29,8 +28,8 @@ void coven_flow_table_recover(struct coven_flow_table *table, uint32_t capacity,
 /* Find or make the flow of a packet; fill flow, flow_epoch, direction and flow_seq of `meta`
  * (COVEN_NO_FLOW for packets that have none). `now_ns` is CLOCK_MONOTONIC. Returns 0, or a drop reason + 1
  * (flow-table-full). */
-int coven_flow_lookup(struct coven_flow_table *table, const uint8_t *data, uint32_t length,
-                      struct coven_meta *meta, uint64_t now_ns);
+int coven_flow_lookup(struct coven_flow_table *table, const uint8_t *data, uint32_t length, struct coven_meta *meta,
+                      uint64_t now_ns);
 /* Collect at most `max` flows that ended. They keep their slot, and no packet finds them any more, until
  * coven_flow_release(). The work is bounded and goes by the time that passed, so it may be called every loop.
  * In a full table an idle flow may give its slot to a new one without having been collected: coven_flow_gave_way().

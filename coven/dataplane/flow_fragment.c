@@ -2,11 +2,11 @@
 /* Only the first fragment of a datagram has ports: where it went, the others go. A small cache of sets. */
 #include "flow_private.h"
 
-#define FRAGMENT_WAYS 4u             /* places a datagram may have */
-#define FRAGMENT_NS 60000000000ull   /* RFC 8200 section 4.5: reassembly gives up after 60 seconds */
+#define FRAGMENT_WAYS 4u           /* places a datagram may have */
+#define FRAGMENT_NS 60000000000ull /* RFC 8200 section 4.5: reassembly gives up after 60 seconds */
 
-static void make_fragment(const uint8_t *data, const struct coven_parsed *parsed,
-                          const struct coven_parsed *tags, struct fragment *fragment)
+static void make_fragment(const uint8_t *data, const struct coven_parsed *parsed, const struct coven_parsed *tags,
+                          struct fragment *fragment)
 {
     memset(fragment, 0, sizeof(*fragment));
     coven_flow_load_addresses(data, parsed, fragment->source, fragment->destination);
@@ -22,10 +22,9 @@ static void make_fragment(const uint8_t *data, const struct coven_parsed *parsed
 
 static bool is_same_datagram(const struct fragment *a, const struct fragment *b)
 {
-    return a->id == b->id && memcmp(a->source, b->source, 16) == 0 &&
-           memcmp(a->destination, b->destination, 16) == 0 && a->vlan[0] == b->vlan[0] &&
-           a->vlan[1] == b->vlan[1] && a->n_vlans == b->n_vlans && a->version == b->version &&
-           a->protocol == b->protocol;
+    return a->id == b->id && memcmp(a->source, b->source, 16) == 0 && memcmp(a->destination, b->destination, 16) == 0 &&
+           a->vlan[0] == b->vlan[0] && a->vlan[1] == b->vlan[1] && a->n_vlans == b->n_vlans &&
+           a->version == b->version && a->protocol == b->protocol;
 }
 
 static struct fragment *fragment_set(struct coven_flow_table *table, const struct fragment *wanted)
@@ -41,8 +40,7 @@ static struct fragment *fragment_set(struct coven_flow_table *table, const struc
     return &coven_flow_fragments(table)[(hash & (FRAGMENTS / FRAGMENT_WAYS - 1)) * FRAGMENT_WAYS];
 }
 
-static struct fragment *fragment_find(struct coven_flow_table *table, const struct fragment *wanted,
-                                      uint64_t now_ns)
+static struct fragment *fragment_find(struct coven_flow_table *table, const struct fragment *wanted, uint64_t now_ns)
 {
     struct fragment *set = fragment_set(table, wanted);
 
@@ -82,8 +80,8 @@ void coven_flow_fragment_learn(struct coven_flow_table *table, const uint8_t *da
 }
 
 uint32_t coven_flow_fragment_follow(struct coven_flow_table *table, const uint8_t *data,
-                                    const struct coven_parsed *parsed, const struct coven_parsed *tags,
-                                    uint64_t now_ns, uint8_t *direction)
+                                    const struct coven_parsed *parsed, const struct coven_parsed *tags, uint64_t now_ns,
+                                    uint8_t *direction)
 {
     struct fragment wanted;
     const struct fragment *found;

@@ -28,8 +28,8 @@ static inline void sip_round(uint64_t v[4])
  * choose the keys of the table, so they must not be able to aim at one bucket. Little-endian words. */
 uint64_t coven_flow_hash(const uint64_t seed[2], const void *data, size_t bytes)
 {
-    uint64_t v[4] = {seed[0] ^ 0x736f6d6570736575ull, seed[1] ^ 0x646f72616e646f6dull,
-                     seed[0] ^ 0x6c7967656e657261ull, seed[1] ^ 0x7465646279746573ull};
+    uint64_t v[4] = {seed[0] ^ 0x736f6d6570736575ull, seed[1] ^ 0x646f72616e646f6dull, seed[0] ^ 0x6c7967656e657261ull,
+                     seed[1] ^ 0x7465646279746573ull};
     const uint8_t *at = data;
     uint64_t word;
     size_t left = bytes;
@@ -56,7 +56,7 @@ uint64_t coven_flow_hash(const uint64_t seed[2], const void *data, size_t bytes)
 
 /* ---- keys --------------------------------------------------------------------------------------- */
 void coven_flow_load_addresses(const uint8_t *data, const struct coven_parsed *parsed, uint8_t source[16],
-                           uint8_t destination[16])
+                               uint8_t destination[16])
 {
     const uint8_t *ip = data + parsed->l3_offset;
 
@@ -72,7 +72,7 @@ void coven_flow_load_addresses(const uint8_t *data, const struct coven_parsed *p
 }
 
 bool coven_flow_make_key(const uint8_t *data, const struct coven_parsed *parsed, const struct coven_parsed *tags,
-                     struct flow_key *key)
+                         struct flow_key *key)
 {
     uint8_t source[16], destination[16];
     bool swapped;

@@ -24,8 +24,8 @@ static bool is_icmp_error(uint8_t protocol, uint8_t type)
 }
 
 /* Flow of the packet that an ICMP error quotes. The error travels against it. */
-static uint32_t follow_quote(struct coven_flow_table *table, const uint8_t *data,
-                             const struct coven_parsed *outer, uint64_t now_ns, uint8_t *direction)
+static uint32_t follow_quote(struct coven_flow_table *table, const uint8_t *data, const struct coven_parsed *outer,
+                             uint64_t now_ns, uint8_t *direction)
 {
     struct coven_parsed quoted = {0};
     struct flow_key key;
@@ -53,8 +53,8 @@ static uint32_t follow_quote(struct coven_flow_table *table, const uint8_t *data
     return flow;
 }
 
-int coven_flow_lookup(struct coven_flow_table *table, const uint8_t *data, uint32_t length,
-                      struct coven_meta *meta, uint64_t now_ns)
+int coven_flow_lookup(struct coven_flow_table *table, const uint8_t *data, uint32_t length, struct coven_meta *meta,
+                      uint64_t now_ns)
 {
     struct coven_parsed parsed;
     struct flow_key key;

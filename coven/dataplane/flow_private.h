@@ -14,9 +14,9 @@
 #include "flow.h"
 #include "parse.h"
 
-#define FRAGMENTS 1024u              /* datagrams whose later fragments are awaited, power of two */
+#define FRAGMENTS 1024u /* datagrams whose later fragments are awaited, power of two */
 #define COVEN_FLOW_NONE UINT32_MAX
-#define VID_BITS 0x0fffu             /* IEEE 802.1Q: the VLAN; priority may differ within a flow */
+#define VID_BITS 0x0fffu /* IEEE 802.1Q: the VLAN; priority may differ within a flow */
 
 /* Zero from the first to the last byte before it is filled: it is hashed and compared as bytes. */
 struct flow_key {
@@ -42,10 +42,10 @@ struct flow_entry {
     uint64_t owner;       /* reserved for migration */
     uint32_t sequence[2]; /* next number for each direction */
     uint32_t hash;
-    uint32_t next;        /* in the chain of its bucket, or in the free list */
+    uint32_t next; /* in the chain of its bucket, or in the free list */
     uint16_t epoch;
-    uint8_t state;        /* enum entry_state; stored last when an entry is made */
-    uint8_t swapped;      /* the first packet came from `high` */
+    uint8_t state;   /* enum entry_state; stored last when an entry is made */
+    uint8_t swapped; /* the first packet came from `high` */
     uint8_t reserved[4];
 };
 
@@ -64,16 +64,16 @@ struct fragment {
 struct coven_flow_table {
     uint64_t seed[2];
     uint64_t idle_ns;
-    uint64_t swept_ns;    /* when the sweep was last allowed to go on */
+    uint64_t swept_ns; /* when the sweep was last allowed to go on */
     uint32_t capacity;
-    uint32_t n_buckets;   /* power of two */
-    uint32_t count;       /* entries not free */
-    uint32_t free_head;   /* released entries */
-    uint32_t fresh;       /* entries from here on were never used in this life of the table */
-    uint32_t cursor;      /* of the sweep */
+    uint32_t n_buckets; /* power of two */
+    uint32_t count;     /* entries not free */
+    uint32_t free_head; /* released entries */
+    uint32_t fresh;     /* entries from here on were never used in this life of the table */
+    uint32_t cursor;    /* of the sweep */
     uint32_t unreported;
-    uint32_t gave_way;    /* in the last lookup, with gave_way_epoch; COVEN_FLOW_NONE: none did */
-    uint64_t created;     /* in this life of the table */
+    uint32_t gave_way; /* in the last lookup, with gave_way_epoch; COVEN_FLOW_NONE: none did */
+    uint64_t created;  /* in this life of the table */
     uint64_t removed;
     uint16_t gave_way_epoch;
     uint8_t may_give_way;
@@ -145,7 +145,7 @@ void coven_flow_fragment_learn(struct coven_flow_table *table, const uint8_t *da
                                uint32_t flow, uint8_t direction, uint64_t now_ns);
 /* Flow of a later fragment: that of the first, when it came. COVEN_FLOW_NONE otherwise. */
 uint32_t coven_flow_fragment_follow(struct coven_flow_table *table, const uint8_t *data,
-                                    const struct coven_parsed *parsed, const struct coven_parsed *tags,
-                                    uint64_t now_ns, uint8_t *direction);
+                                    const struct coven_parsed *parsed, const struct coven_parsed *tags, uint64_t now_ns,
+                                    uint8_t *direction);
 
 #endif

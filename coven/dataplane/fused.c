@@ -49,8 +49,8 @@ int coven_fused_start(struct coven_worker *worker, uint16_t component, char *why
     if (fused->runtime || fused->code_fd < 0)
         return 0;
     coven_fused_enter(worker, component, NULL, 0);
-    fused->runtime = coven_runtime_start(fused->code_fd, fused->start, fused->start_bytes,
-                                         link->state_segment.base, 0, why, why_bytes);
+    fused->runtime = coven_runtime_start(fused->code_fd, fused->start, fused->start_bytes, link->state_segment.base, 0,
+                                         why, why_bytes);
     /* a worker that cannot become ready because of it ends: the breadcrumb stays, to say why */
     if (fused->runtime || worker->ready)
         coven_fused_leave(worker);
@@ -119,8 +119,8 @@ static inline bool is_whole(const struct coven_meta *meta, uint32_t buffer_bytes
 }
 
 /* Carry a verdict out. Returns whether the packet goes on; the caller counts those, once for a burst. */
-static bool follow_verdict(struct coven_worker *worker, uint16_t hop, const struct coven_packet *pkt,
-                           uint32_t handle, uint8_t verdict, uint8_t output)
+static bool follow_verdict(struct coven_worker *worker, uint16_t hop, const struct coven_packet *pkt, uint32_t handle,
+                           uint8_t verdict, uint8_t output)
 {
     const struct coven_plan_hop *place = &worker->plan->hops[hop];
     const struct coven_plan_component *plan = &worker->plan->components[place->component];

@@ -125,11 +125,10 @@ void coven_ingress_prepare(struct coven_worker *worker, uint16_t port)
         uint16_t c = plan->hops[h].component;
         const struct coven_plan_component *component = &plan->components[c];
         /* a component moves its head after it gave a burst back: that much of its ring may seem taken still */
-        uint32_t room = component->ring_size > 2 * COVEN_BURST ? component->ring_size - COVEN_BURST
-                                                               : component->ring_size / 2;
+        uint32_t room =
+            component->ring_size > 2 * COVEN_BURST ? component->ring_size - COVEN_BURST : component->ring_size / 2;
 
-        if (plan->hops[h].path != plan->ports[port].path || component->isolation == COVEN_FUSED ||
-            (seen >> c & 1) != 0)
+        if (plan->hops[h].path != plan->ports[port].path || component->isolation == COVEN_FUSED || (seen >> c & 1) != 0)
             continue;
         seen |= 1ull << c;
         if (worker->replica[component->first_replica].most < room)

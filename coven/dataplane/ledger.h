@@ -79,9 +79,9 @@ struct coven_breadcrumb {
 
 /* What the worker believes of a replica's rings; the words in the replica segment are only told to the other side. */
 struct coven_ledger_replica {
-    uint64_t segment;  /* identity of the segment the positions belong to; 0: none yet */
-    uint64_t in_tail;  /* entries given to it */
-    uint64_t out_head; /* entries taken from it */
+    uint64_t segment;     /* identity of the segment the positions belong to; 0: none yet */
+    uint64_t in_tail;     /* entries given to it */
+    uint64_t out_head;    /* entries taken from it */
     uint64_t late_offset; /* copy: a byte for each of its buffers, 1: taken away but not given back yet */
 };
 
@@ -110,7 +110,7 @@ struct coven_book {
     struct coven_meta *meta;
     struct coven_meta_ext *ext;
     uint32_t *free;
-    uint64_t *cell; /* of the stats segment */
+    uint64_t *cell;             /* of the stats segment */
     int16_t place[COVEN_CELLS]; /* of a cell in the open intent, -1: not in it */
 };
 

@@ -106,8 +106,7 @@ static int plan_single(const struct coven_frame *frame, struct coven_split *spli
         split->protocol = COVEN_PROTO_SCTP; /* the field is a CRC of four bytes */
         bytes = 4;
     }
-    if (frame->csum_start < COVEN_ETH_BYTES ||
-        (uint32_t)frame->csum_start + frame->csum_offset + bytes > frame->length)
+    if (frame->csum_start < COVEN_ETH_BYTES || (uint32_t)frame->csum_start + frame->csum_offset + bytes > frame->length)
         return -1;
     return 0;
 }
@@ -292,8 +291,8 @@ void coven_split_write(const struct coven_frame *frame, const struct coven_split
     }
     moved = copy_tagged(frame, split->header_bytes, out);
     payload = i + 1 == split->segments ? split->last_payload : split->segment_payload;
-    memcpy(out + moved + split->header_bytes,
-           frame->data + split->header_bytes + (size_t)i * split->segment_payload, payload);
+    memcpy(out + moved + split->header_bytes, frame->data + split->header_bytes + (size_t)i * split->segment_payload,
+           payload);
     ip = out + moved + split->l3_offset;
     l4 = out + moved + split->l4_offset;
     l4_bytes = split->header_bytes - split->l4_offset + payload;

@@ -22,10 +22,10 @@
 #define COVEN_GSO_ECN 0x80u
 
 struct coven_frame {
-    const uint8_t *data;  /* Ethernet header first, without the tag that was moved aside */
+    const uint8_t *data; /* Ethernet header first, without the tag that was moved aside */
     uint32_t length;
     bool has_tag;
-    uint16_t tpid, tci;   /* of that tag, host order */
+    uint16_t tpid, tci; /* of that tag, host order */
     uint8_t vnet_flags;
     uint8_t gso_type;
     uint16_t gso_size;
@@ -39,10 +39,10 @@ struct coven_split {
     uint32_t segment_payload; /* of all but the last */
     uint32_t last_payload;
     uint16_t l3_offset, l4_offset;
-    uint8_t ip_version;       /* 0: nothing to be split */
+    uint8_t ip_version; /* 0: nothing to be split */
     uint8_t protocol;
-    bool zero_csum;           /* UDP over IPv4 that carries no checksum */
-    uint64_t pseudo;          /* sum of the pseudo-header but for the length */
+    bool zero_csum;  /* UDP over IPv4 that carries no checksum */
+    uint64_t pseudo; /* sum of the pseudo-header but for the length */
 };
 
 /* Read a virtio-net header of COVEN_VNET_BYTES into the frame. */

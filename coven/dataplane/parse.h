@@ -21,8 +21,8 @@
 #define COVEN_ETHERTYPE_IPV4 0x0800u
 #define COVEN_ETHERTYPE_ARP 0x0806u
 #define COVEN_ETHERTYPE_IPV6 0x86ddu
-#define COVEN_ETHERTYPE_VLAN 0x8100u  /* IEEE 802.1Q C-tag */
-#define COVEN_ETHERTYPE_QINQ 0x88a8u  /* IEEE 802.1ad S-tag */
+#define COVEN_ETHERTYPE_VLAN 0x8100u /* IEEE 802.1Q C-tag */
+#define COVEN_ETHERTYPE_QINQ 0x88a8u /* IEEE 802.1ad S-tag */
 #define COVEN_ETHERTYPE_QINQ_OLD 0x9100u
 #define COVEN_PROTO_HOPOPTS 0u
 #define COVEN_PROTO_ICMP 1u
@@ -47,20 +47,20 @@ enum coven_parsed_flag {
 };
 
 struct coven_parsed {
-    uint16_t ether_type;       /* behind all tags, host order; 0 for a runt */
-    uint16_t l3_offset;        /* of what follows the EtherType; 0 for a runt */
-    uint16_t l4_offset;        /* of the L4 header, at least one byte of which is inside; 0: none */
-    uint16_t protocol_offset;  /* of the byte that names `protocol`; 0 without IP */
-    uint32_t l3_end;           /* end of the IP packet by its own length, at most `length`; 0 without IP */
-    uint8_t ip_version;        /* 4, 6, or 0 when there is no whole IP header */
-    uint8_t protocol;          /* of the L4 header, or of the last header that could be read */
-    uint8_t n_vlans;           /* tags walked over */
-    uint8_t n_extensions;      /* IPv6 extension headers walked over */
-    uint8_t flags;             /* enum coven_parsed_flag */
-    uint8_t fragment_more;     /* more fragments follow */
-    uint16_t vlan[2];          /* TCI of the two outermost tags, host order */
-    uint16_t fragment_offset;  /* in bytes */
-    uint32_t fragment_id;      /* host order */
+    uint16_t ether_type;         /* behind all tags, host order; 0 for a runt */
+    uint16_t l3_offset;          /* of what follows the EtherType; 0 for a runt */
+    uint16_t l4_offset;          /* of the L4 header, at least one byte of which is inside; 0: none */
+    uint16_t protocol_offset;    /* of the byte that names `protocol`; 0 without IP */
+    uint32_t l3_end;             /* end of the IP packet by its own length, at most `length`; 0 without IP */
+    uint8_t ip_version;          /* 4, 6, or 0 when there is no whole IP header */
+    uint8_t protocol;            /* of the L4 header, or of the last header that could be read */
+    uint8_t n_vlans;             /* tags walked over */
+    uint8_t n_extensions;        /* IPv6 extension headers walked over */
+    uint8_t flags;               /* enum coven_parsed_flag */
+    uint8_t fragment_more;       /* more fragments follow */
+    uint16_t vlan[2];            /* TCI of the two outermost tags, host order */
+    uint16_t fragment_offset;    /* in bytes */
+    uint32_t fragment_id;        /* host order */
     uint16_t src_port, dst_port; /* host order */
 };
 

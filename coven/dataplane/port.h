@@ -26,27 +26,27 @@ struct coven_port_position {
 
 /* One receive burst. The worker sets the first group, the port the second. */
 struct coven_rx {
-    uint8_t *pool_data;        /* buffer h begins at pool_data + h * buffer_bytes */
+    uint8_t *pool_data; /* buffer h begins at pool_data + h * buffer_bytes */
     uint32_t buffer_bytes;
-    uint32_t headroom;         /* offset at which a packet is put */
-    const uint32_t *handles;   /* free buffers that the port may fill, in this order */
-    uint16_t n_handles;        /* at most COVEN_BURST */
-    uint64_t now_ns;           /* CLOCK_REALTIME */
+    uint32_t headroom;       /* offset at which a packet is put */
+    const uint32_t *handles; /* free buffers that the port may fill, in this order */
+    uint16_t n_handles;      /* at most COVEN_BURST */
+    uint64_t now_ns;         /* CLOCK_REALTIME */
 
-    uint16_t n;                /* buffers filled: handles[0..n-1] */
+    uint16_t n;                          /* buffers filled: handles[0..n-1] */
     struct coven_meta meta[COVEN_BURST]; /* offset, length and timestamp_ns of each; the rest untouched */
-    uint32_t cut[COVEN_BURST]; /* bytes a capture file's frame is shorter than it was on the wire, else 0:
+    uint32_t cut[COVEN_BURST];           /* bytes a capture file's frame is shorter than it was on the wire, else 0:
                                   stays with the packet (coven_tx_packet.cut), so that a written file keeps
                                   the original length */
-    uint32_t frames;           /* received from outside, also those dropped below */
+    uint32_t frames;                     /* received from outside, also those dropped below */
     uint64_t bytes;
-    uint32_t created;          /* segments beyond the first of super-frames (also over several bursts) */
+    uint32_t created; /* segments beyond the first of super-frames (also over several bursts) */
     struct {
         uint16_t reason;
         uint16_t n;
-    } drops[COVEN_RX_DROPS];   /* frames (or created segments) that did not get into a buffer */
+    } drops[COVEN_RX_DROPS]; /* frames (or created segments) that did not get into a buffer */
     uint16_t n_drops;
-    uint64_t position[2];      /* port->position->rx once this burst is booked */
+    uint64_t position[2]; /* port->position->rx once this burst is booked */
 };
 
 struct coven_tx_packet {
@@ -62,7 +62,7 @@ struct coven_port {
     struct coven_port_position *position; /* in the ledger; written by the worker only */
     int rx_fd, tx_fd;                     /* -1: none */
     uint16_t index;
-    void *state;                          /* the tool's own, heap of the worker */
+    void *state; /* the tool's own, heap of the worker */
 };
 
 struct coven_port_ops {

@@ -31,8 +31,8 @@ struct afpacket {
     uint8_t *ring;
     size_t ring_bytes;
     uint32_t slots, slot_bytes;
-    uint64_t identity;  /* inode of the socket: a position of another one is none */
-    uint64_t released;  /* frames given back, as position.rx[0] counts them */
+    uint64_t identity; /* inode of the socket: a position of another one is none */
+    uint64_t released; /* frames given back, as position.rx[0] counts them */
     uint64_t missed;
     uint64_t super_frame; /* frame whose copy is in `super`, plus 1; 0: none */
     uint32_t super_bytes; /* its length without the virtio-net header */

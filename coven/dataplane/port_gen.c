@@ -51,11 +51,12 @@ static uint32_t sum_words(const uint8_t *bytes, uint32_t n)
 static int attach(struct coven_port *port, char *why, size_t why_bytes)
 {
     static const uint8_t head[] = {
-        2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0,       /* Ethernet: locally administered addresses */
-        0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0,     /* IPv4: don't fragment, TTL 64, UDP */
-        0, 0, 0, 0, 0, 0, 0, 0,                         /* addresses */
-        0, 0, 0, TARGET_PORT, 0, 0, 0, 0,               /* UDP */
-        'C', 'O', 'V', 'E', 'N', 'G', 'E', 'N',
+        2,    0,   0,   0,           0,   2,   2,    0,   0,  0,  0, 1,
+        8,    0,                                                        /* Ethernet: locally administered addresses */
+        0x45, 0,   0,   0,           0,   0,   0x40, 0,   64, 17, 0, 0, /* IPv4: don't fragment, TTL 64, UDP */
+        0,    0,   0,   0,           0,   0,   0,    0,                 /* addresses */
+        0,    0,   0,   TARGET_PORT, 0,   0,   0,    0,                 /* UDP */
+        'C',  'O', 'V', 'E',         'N', 'G', 'E',  'N',
     };
     struct gen *self;
 
@@ -72,8 +73,8 @@ static int attach(struct coven_port *port, char *why, size_t why_bytes)
     coven_store_be32(self->template + 30, TARGET);
     /* what is filled in for each packet is 0 here and adds nothing */
     self->ip_sum = sum_words(self->template + COVEN_ETH_BYTES, 20);
-    self->udp_sum = sum_words(self->template + 30, 4) + COVEN_PROTO_UDP +
-                    sum_words(self->template + COVEN_ETH_BYTES + 20, 8 + 8);
+    self->udp_sum =
+        sum_words(self->template + 30, 4) + COVEN_PROTO_UDP + sum_words(self->template + COVEN_ETH_BYTES + 20, 8 + 8);
     self->identity = (uint64_t)lseek(port->rx_fd, 0, SEEK_CUR);
     port->state = self;
     self->base = made(port);
@@ -116,8 +117,8 @@ static void write_packet(const struct gen *self, const struct coven_plan_port *p
     uint32_t source = SOURCE + flow / FLOW_PORTS, source_port = FIRST_PORT + flow % FLOW_PORTS;
     uint32_t source_sum = (source >> 16) + (source & 0xffff);
     uint32_t udp_bytes = bytes - COVEN_ETH_BYTES - 20;
-    uint32_t n_sum = (uint32_t)(n >> 48) + (uint32_t)(n >> 32 & 0xffff) + (uint32_t)(n >> 16 & 0xffff) +
-                     (uint32_t)(n & 0xffff);
+    uint32_t n_sum =
+        (uint32_t)(n >> 48) + (uint32_t)(n >> 32 & 0xffff) + (uint32_t)(n >> 16 & 0xffff) + (uint32_t)(n & 0xffff);
     uint8_t *ip = out + COVEN_ETH_BYTES, *udp = ip + 20;
     uint16_t sum;
 
@@ -172,8 +173,7 @@ static int wait_fd(struct coven_port *port, uint64_t *due_ns)
     else if (port->plan->gen_rate == 0 || self->base_ns == 0)
         *due_ns = 0;
     else
-        *due_ns = self->base_ns +
-                  (uint64_t)((unsigned __int128)(n - self->base) * 1000000000u / port->plan->gen_rate);
+        *due_ns = self->base_ns + (uint64_t)((unsigned __int128)(n - self->base) * 1000000000u / port->plan->gen_rate);
     return -1;
 }
 

@@ -19,9 +19,9 @@
 struct pcap {
     bool has_rx, has_tx, done;
     uint64_t rx_identity, tx_identity;
-    uint64_t pace_from_ns;   /* CLOCK_MONOTONIC of the packet recorded at pace_first_ns; 0: not begun */
+    uint64_t pace_from_ns; /* CLOCK_MONOTONIC of the packet recorded at pace_first_ns; 0: not begun */
     uint64_t pace_first_ns;
-    uint64_t due_ns;         /* of the next packet; 0: at once */
+    uint64_t due_ns; /* of the next packet; 0: at once */
     struct coven_capture capture;
 };
 

@@ -45,8 +45,7 @@ uint8_t *coven_rx_take(struct coven_rx *rx, uint32_t length, uint64_t timestamp_
     return rx->pool_data + (uint64_t)handle * rx->buffer_bytes + rx->headroom;
 }
 
-bool coven_rx_frame(struct coven_rx *rx, const struct coven_frame *frame, uint64_t timestamp_ns,
-                    uint32_t *segment)
+bool coven_rx_frame(struct coven_rx *rx, const struct coven_frame *frame, uint64_t timestamp_ns, uint32_t *segment)
 {
     struct coven_split split;
     uint32_t length;

@@ -27,8 +27,7 @@ uint8_t *coven_rx_take(struct coven_rx *rx, uint32_t length, uint64_t timestamp_
 
 /* Put what a frame becomes into buffers, from *segment on, and count it. Returns true when the frame is done
  * (also dropped), false when the buffers ran out: *segment is then where to go on in another burst. */
-bool coven_rx_frame(struct coven_rx *rx, const struct coven_frame *frame, uint64_t timestamp_ns,
-                    uint32_t *segment);
+bool coven_rx_frame(struct coven_rx *rx, const struct coven_frame *frame, uint64_t timestamp_ns, uint32_t *segment);
 
 /* Drop reason of a packet that must not be sent on a wire, or COVEN_TX_SENT if it may. */
 static inline uint8_t coven_tx_refused(const struct coven_tx_packet *pkt)

@@ -17,10 +17,10 @@
 #define FRAME_BYTES (COVEN_VNET_BYTES + 65536u + 256u)
 
 struct tap {
-    bool is_gone;      /* the interface was deleted */
-    bool is_pending;   /* buffer holds a frame that is not done */
-    uint32_t segment;  /* of it to go on with */
-    uint32_t bytes;    /* of it, with the virtio-net header */
+    bool is_gone;     /* the interface was deleted */
+    bool is_pending;  /* buffer holds a frame that is not done */
+    uint32_t segment; /* of it to go on with */
+    uint32_t bytes;   /* of it, with the virtio-net header */
     uint64_t arrived_ns;
     uint8_t buffer[FRAME_BYTES];
 };

@@ -14,8 +14,7 @@ static void drop(struct coven_worker *worker, uint32_t handle, uint32_t scope, u
 
 static bool is_workers(const struct coven_worker *worker, uint32_t handle)
 {
-    return handle < worker->book.n_buffers &&
-           coven_owner_kind(worker->book.owner[handle]) == COVEN_OWNER_WORKER;
+    return handle < worker->book.n_buffers && coven_owner_kind(worker->book.owner[handle]) == COVEN_OWNER_WORKER;
 }
 
 /* Packets that were being handed to the kernel: outside or not, only the port can tell. */

@@ -75,8 +75,7 @@ static void give_one(struct coven_worker *worker, struct coven_replica_link *lin
         link->packet_of[copy] = handle;
     }
     put_entry(worker, link, handle, copy);
-    coven_book_own(&worker->book, handle,
-                   coven_owner(COVEN_OWNER_REPLICA, link->number, copy, link->in.position));
+    coven_book_own(&worker->book, handle, coven_owner(COVEN_OWNER_REPLICA, link->number, copy, link->in.position));
     count(worker, link, COVEN_COMPONENT_IN_PKTS, 1);
     coven_track_append(worker, &link->given, handle, COVEN_HOLDER(COVEN_OWNER_REPLICA, link->number));
     link->in.position++;
@@ -107,8 +106,7 @@ void coven_replica_give(struct coven_worker *worker, uint16_t hop, const uint32_
         coven_graph_component_down(worker, hop, down, n_down);
 }
 
-bool coven_replica_tell(struct coven_worker *worker, struct coven_replica_link *link, uint32_t flow,
-                        uint16_t epoch)
+bool coven_replica_tell(struct coven_worker *worker, struct coven_replica_link *link, uint32_t flow, uint16_t epoch)
 {
     struct coven_meta *entry = &link->in.meta[coven_ring_slot(&link->in, link->in.position)];
 
@@ -176,8 +174,8 @@ static bool is_given(const struct coven_worker *worker, const struct coven_repli
 }
 
 /* Take back what a component may change of a packet it forwards. */
-static void take_changes(struct coven_worker *worker, struct coven_replica_link *link, uint32_t handle,
-                         uint32_t copy, const struct coven_meta *entry, const struct coven_meta_ext *ext)
+static void take_changes(struct coven_worker *worker, struct coven_replica_link *link, uint32_t handle, uint32_t copy,
+                         const struct coven_meta *entry, const struct coven_meta_ext *ext)
 {
     struct coven_meta *meta = &worker->book.meta[handle];
 
@@ -323,8 +321,7 @@ void coven_replica_hold_check(struct coven_worker *worker, struct coven_replica_
 }
 
 /* Copy and judge a burst of entries; the handles to forward go to `forward`. */
-static uint16_t judge_burst(struct coven_worker *worker, struct coven_replica_link *link, uint16_t n,
-                            uint32_t *forward)
+static uint16_t judge_burst(struct coven_worker *worker, struct coven_replica_link *link, uint16_t n, uint32_t *forward)
 {
     uint16_t n_forward = 0;
 
@@ -359,8 +356,7 @@ uint32_t coven_replica_take(struct coven_worker *worker, struct coven_replica_li
     }
     coven_book_room(&worker->book, COVEN_BURST, 8, 1);
     n_forward = judge_burst(worker, link, n, forward);
-    coven_book_word(&worker->book, &worker->book.ledger->replica[link->number].out_head,
-                    link->out.position + n);
+    coven_book_word(&worker->book, &worker->book.ledger->replica[link->number].out_head, link->out.position + n);
     COVEN_FAULT("worker-ring-taken");
     coven_book_commit(&worker->book);
     coven_ring_taken(&link->out, link->out.position + n);

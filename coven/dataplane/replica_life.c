@@ -20,8 +20,7 @@ struct geometry {
     uint64_t in_meta, in_ext, out_meta, out_ext, data, bytes;
 };
 
-static void geometry_of(const struct coven_plan *plan, const struct coven_plan_component *component,
-                        struct geometry *g)
+static void geometry_of(const struct coven_plan *plan, const struct coven_plan_component *component, struct geometry *g)
 {
     uint64_t lines = (uint64_t)component->ring_size * sizeof(struct coven_meta);
 
@@ -50,8 +49,7 @@ static void close_link(struct coven_replica_link *link)
     link->seen_broken = 0;
 }
 
-static void open_rings(struct coven_worker *worker, struct coven_replica_link *link, int to_component,
-                       int to_worker)
+static void open_rings(struct coven_worker *worker, struct coven_replica_link *link, int to_component, int to_worker)
 {
     const struct coven_ledger_replica *known = &worker->book.ledger->replica[link->number];
     struct coven_replica *replica = link->segment.base;
@@ -72,8 +70,7 @@ static void open_rings(struct coven_worker *worker, struct coven_replica_link *l
     coven_ring_awake(&link->out);
 }
 
-int coven_replica_attach(struct coven_worker *worker, uint32_t number, const int fds[3], char *why,
-                         size_t why_bytes)
+int coven_replica_attach(struct coven_worker *worker, uint32_t number, const int fds[3], char *why, size_t why_bytes)
 {
     struct coven_replica_link *link;
     struct coven_ledger_replica *known;
@@ -288,8 +285,7 @@ static void rebuild_given(struct coven_worker *worker, struct coven_replica_link
     }
     qsort_r(scratch, n, sizeof(scratch[0]), by_distance, &tail);
     for (size_t i = 0; i < n; i++)
-        coven_track_append(worker, &link->given, scratch[i].handle,
-                           COVEN_HOLDER(COVEN_OWNER_REPLICA, link->number));
+        coven_track_append(worker, &link->given, scratch[i].handle, COVEN_HOLDER(COVEN_OWNER_REPLICA, link->number));
 }
 
 static void rebuild_copies(struct coven_worker *worker, struct coven_replica_link *link)

@@ -93,8 +93,8 @@ void coven_ring_taken(struct coven_ring_side *side, uint32_t head)
     __atomic_store_n(&side->ring->head, head, __ATOMIC_RELEASE);
 }
 
-uint16_t coven_ring_dequeue_burst(struct coven_ring_side *side, struct coven_meta *meta,
-                                  struct coven_meta_ext *ext, uint16_t max)
+uint16_t coven_ring_dequeue_burst(struct coven_ring_side *side, struct coven_meta *meta, struct coven_meta_ext *ext,
+                                  uint16_t max)
 {
     uint32_t ready = coven_ring_ready(side);
     uint16_t n = ready < max ? (uint16_t)ready : max;

@@ -45,8 +45,8 @@ uint32_t coven_ring_ready(struct coven_ring_side *side);
 void coven_ring_taken(struct coven_ring_side *side, uint32_t head);
 /* Copy up to `max` entries out (`ext` may be NULL) and take them. Never blocks. Returns how many; the caller
  * owns their packets. */
-uint16_t coven_ring_dequeue_burst(struct coven_ring_side *side, struct coven_meta *meta,
-                                  struct coven_meta_ext *ext, uint16_t max);
+uint16_t coven_ring_dequeue_burst(struct coven_ring_side *side, struct coven_meta *meta, struct coven_meta_ext *ext,
+                                  uint16_t max);
 /* Say that the consumer goes to sleep. Returns false (and takes it back) when there is something to read. */
 bool coven_ring_sleep(struct coven_ring_side *side);
 void coven_ring_awake(struct coven_ring_side *side);

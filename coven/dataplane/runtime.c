@@ -146,8 +146,7 @@ static bool load_ops(struct coven_runtime *runtime, int code_fd, char *why, size
         return false;
     }
     if (ops->abi_version != COVEN_ABI_VERSION) {
-        snprintf(why, why_bytes,
-                 "bad-code: the object was built for ABI version %u, this COVEN has %u; build it again",
+        snprintf(why, why_bytes, "bad-code: the object was built for ABI version %u, this COVEN has %u; build it again",
                  ops->abi_version, COVEN_ABI_VERSION);
         return false;
     }
@@ -156,8 +155,7 @@ static bool load_ops(struct coven_runtime *runtime, int code_fd, char *why, size
         return false;
     }
     if (runtime->view.n_slots != 0 && ops->process_pkt == NULL) {
-        snprintf(why, why_bytes,
-                 "bad-code: component.yaml declares flow state, but the code has no process_pkt");
+        snprintf(why, why_bytes, "bad-code: component.yaml declares flow state, but the code has no process_pkt");
         return false;
     }
     if (ops->private_bytes > MAX_PRIVATE_BYTES) {
@@ -187,9 +185,8 @@ static bool initialise(struct coven_runtime *runtime, char *why, size_t why_byte
     return false;
 }
 
-struct coven_runtime *coven_runtime_start(int code_fd, const char *start, size_t start_bytes,
-                                          struct coven_state *state, uint32_t replica, char *why,
-                                          size_t why_bytes)
+struct coven_runtime *coven_runtime_start(int code_fd, const char *start, size_t start_bytes, struct coven_state *state,
+                                          uint32_t replica, char *why, size_t why_bytes)
 {
     struct coven_runtime *runtime = calloc(1, sizeof(*runtime));
     char fault[256];
@@ -251,8 +248,7 @@ static uint32_t run_packet(struct coven_runtime *runtime, struct coven_packet *p
     void *fs = NULL;
 
     if (pkt->meta->flow != COVEN_NO_FLOW)
-        fs = coven_state_begin(&runtime->view, &runtime->burst, pkt->meta->flow, pkt->meta->flow_epoch,
-                               &index);
+        fs = coven_state_begin(&runtime->view, &runtime->burst, pkt->meta->flow, pkt->meta->flow_epoch, &index);
     if (fs != NULL && runtime->burst.n != n_before && runtime->burst.open[index].fresh &&
         ops->allocate_new_fs != NULL && ops->allocate_new_fs(&runtime->self, pkt, fs) < 0) {
         coven_state_abandon(&runtime->burst, index);

@@ -23,9 +23,8 @@ struct coven_runtime_release {
  * text of a `start` request. `state` is the component's mapped state segment, whose header.bytes the caller has
  * checked. Returns NULL with `<error code>: <sentence>` in `why`; the code is bad-code (what is in the object does
  * not fit), failed (init refused) or malformed (the request). */
-struct coven_runtime *coven_runtime_start(int code_fd, const char *start, size_t start_bytes,
-                                          struct coven_state *state, uint32_t replica, char *why,
-                                          size_t why_bytes);
+struct coven_runtime *coven_runtime_start(int code_fd, const char *start, size_t start_bytes, struct coven_state *state,
+                                          uint32_t replica, char *why, size_t why_bytes);
 /* Orderly end (fini), unload. */
 void coven_runtime_stop(struct coven_runtime *runtime);
 
@@ -57,7 +56,7 @@ uint64_t coven_runtime_start_id(const struct coven_runtime *runtime);
 
 /* Answer one Extended Agent request (docs/internals.md section 5) except `start` and `stop`.
  * Returns bytes written to `answer`. */
-size_t coven_runtime_agent(struct coven_runtime *runtime, const char *request, size_t request_bytes,
-                           char *answer, size_t answer_bytes);
+size_t coven_runtime_agent(struct coven_runtime *runtime, const char *request, size_t request_bytes, char *answer,
+                           size_t answer_bytes);
 
 #endif

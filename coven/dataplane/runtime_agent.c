@@ -87,8 +87,7 @@ const char *coven_runtime_check_operations(struct coven_runtime *runtime, char *
             i++;
         if (i == declaration->n_operations) {
             snprintf(why, why_bytes,
-                     "bad-code: the code handles the operation %s, but component.yaml does not declare it",
-                     row->name);
+                     "bad-code: the code handles the operation %s, but component.yaml does not declare it", row->name);
             return why;
         }
     }
@@ -156,8 +155,8 @@ static const char *check(struct coven_runtime *runtime, struct exchange *exchang
     return NULL;
 }
 
-static const struct coven_declared_argument *find_argument(const struct coven_runtime *runtime,
-                                                           const char *operation, const char *name)
+static const struct coven_declared_argument *find_argument(const struct coven_runtime *runtime, const char *operation,
+                                                           const char *name)
 {
     for (size_t i = 0; i < runtime->declaration.n_arguments; i++) {
         const struct coven_declared_argument *argument = &runtime->declaration.arguments[i];
@@ -215,8 +214,7 @@ static const char *read_arguments(struct coven_runtime *runtime, struct exchange
             coven_runtime_argument(&runtime->self, argument->name) != NULL)
             continue;
         if (argument->default_value == NULL && strcmp(argument->required, "1") == 0) {
-            snprintf(exchange->why, sizeof(exchange->why), "%.64s needs the argument %.64s", operation,
-                     argument->name);
+            snprintf(exchange->why, sizeof(exchange->why), "%.64s needs the argument %.64s", operation, argument->name);
             return "bad-argument";
         }
         if (argument->default_value != NULL && call->n < MAX_ARGUMENTS) {
@@ -280,8 +278,8 @@ static const char *answer(struct coven_runtime *runtime, struct exchange *exchan
     return "unknown-verb";
 }
 
-size_t coven_runtime_agent(struct coven_runtime *runtime, const char *request, size_t request_bytes,
-                           char *answer_text, size_t answer_bytes)
+size_t coven_runtime_agent(struct coven_runtime *runtime, const char *request, size_t request_bytes, char *answer_text,
+                           size_t answer_bytes)
 {
     struct exchange *exchange = calloc(1, sizeof(*exchange));
     const char *code;

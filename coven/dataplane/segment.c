@@ -29,8 +29,8 @@ static int check(const struct coven_segment *segment, uint32_t kind, char *why, 
         return -EINVAL;
     }
     if (header.abi_version != COVEN_ABI_VERSION) {
-        snprintf(why, why_bytes, "%s segment: ABI version %u, this program has %u", kind_name(kind),
-                 header.abi_version, COVEN_ABI_VERSION);
+        snprintf(why, why_bytes, "%s segment: ABI version %u, this program has %u", kind_name(kind), header.abi_version,
+                 COVEN_ABI_VERSION);
         return -EPROTO;
     }
     if (header.bytes != segment->bytes) {
@@ -51,8 +51,7 @@ int coven_segment_map_unread(struct coven_segment *segment, int fd, uint32_t kin
     *segment = (struct coven_segment){0};
     /* The stats segment has a POSIX name and cannot be sealed: its mode keeps everybody else from resizing it. */
     if (kind != COVEN_SEGMENT_STATS && (seals < 0 || (seals & SEALS) != SEALS)) {
-        snprintf(why, why_bytes, "%s segment: not a memfd sealed against shrink, grow and seal",
-                 kind_name(kind));
+        snprintf(why, why_bytes, "%s segment: not a memfd sealed against shrink, grow and seal", kind_name(kind));
         return -EPERM;
     }
     if (fstat(fd, &status) < 0)
@@ -60,8 +59,8 @@ int coven_segment_map_unread(struct coven_segment *segment, int fd, uint32_t kin
     if (min_bytes < sizeof(struct coven_segment_header))
         min_bytes = sizeof(struct coven_segment_header);
     if ((uint64_t)status.st_size < min_bytes) {
-        snprintf(why, why_bytes, "%s segment: %lld bytes, needs %zu", kind_name(kind),
-                 (long long)status.st_size, min_bytes);
+        snprintf(why, why_bytes, "%s segment: %lld bytes, needs %zu", kind_name(kind), (long long)status.st_size,
+                 min_bytes);
         return -EMSGSIZE;
     }
     segment->bytes = (size_t)status.st_size;
@@ -76,8 +75,8 @@ int coven_segment_map_unread(struct coven_segment *segment, int fd, uint32_t kin
     return 0;
 }
 
-int coven_segment_map(struct coven_segment *segment, int fd, uint32_t kind, size_t min_bytes, bool writable,
-                      char *why, size_t why_bytes)
+int coven_segment_map(struct coven_segment *segment, int fd, uint32_t kind, size_t min_bytes, bool writable, char *why,
+                      size_t why_bytes)
 {
     int error = coven_segment_map_unread(segment, fd, kind, min_bytes, writable, why, why_bytes);
 

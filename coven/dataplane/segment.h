@@ -18,8 +18,8 @@ struct coven_segment {
 /* Map a segment. It must be (but for stats) a memfd sealed against shrinking, growing and further seals (else another holder could
  * make every access a SIGBUS), of at least `min_bytes`, and say the right magic, ABI version, kind and size.
  * Returns 0 or a negative errno with a sentence in `why`. The descriptor stays the caller's. */
-int coven_segment_map(struct coven_segment *segment, int fd, uint32_t kind, size_t min_bytes, bool writable,
-                      char *why, size_t why_bytes) __attribute__((warn_unused_result));
+int coven_segment_map(struct coven_segment *segment, int fd, uint32_t kind, size_t min_bytes, bool writable, char *why,
+                      size_t why_bytes) __attribute__((warn_unused_result));
 /* The same without a look at the header. For the worker, and what components can write: such a header proves nothing, and what
  * a component wrote into it must not keep a worker from starting. */
 int coven_segment_map_unread(struct coven_segment *segment, int fd, uint32_t kind, size_t min_bytes, bool writable,

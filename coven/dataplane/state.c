@@ -26,8 +26,7 @@ uint32_t coven_state_slot_bytes(uint32_t state_bytes)
 /* Whether `n` things of `each` bytes at `offset` lie within `mapped` bytes, behind the header. */
 static bool fits(uint64_t offset, uint64_t n, uint64_t each, uint64_t mapped)
 {
-    return offset >= sizeof(struct coven_state) && offset % 8 == 0 &&
-           coven_segment_holds(mapped, offset, n, each);
+    return offset >= sizeof(struct coven_state) && offset % 8 == 0 && coven_segment_holds(mapped, offset, n, each);
 }
 
 int coven_state_view_open(struct coven_state_view *view, void *base, uint64_t mapped)
@@ -41,15 +40,13 @@ int coven_state_view_open(struct coven_state_view *view, void *base, uint64_t ma
     if (header.header.magic != COVEN_MAGIC || header.header.abi_version != COVEN_ABI_VERSION ||
         header.header.kind != COVEN_SEGMENT_STATE)
         return -EPROTO;
-    if (header.header.bytes > mapped || header.n_metrics > COVEN_MAX_METRICS ||
-        header.version > UINT16_MAX ||
+    if (header.header.bytes > mapped || header.n_metrics > COVEN_MAX_METRICS || header.version > UINT16_MAX ||
         !fits(header.metrics_offset, header.n_replicas, COVEN_MAX_METRICS * sizeof(uint64_t), mapped))
         return -ERANGE;
     if (header.n_slots != 0 &&
         (header.half_bytes == 0 || header.half_bytes > MAX_STATE_BYTES || header.half_bytes % HALF_ALIGN ||
-         header.slot_bytes < sizeof(struct coven_slot) + 2ull * header.half_bytes ||
-         header.slot_bytes % SLOT_ALIGN || header.n_slots == COVEN_NO_FLOW ||
-         !fits(header.slots_offset, header.n_slots, header.slot_bytes, mapped)))
+         header.slot_bytes < sizeof(struct coven_slot) + 2ull * header.half_bytes || header.slot_bytes % SLOT_ALIGN ||
+         header.n_slots == COVEN_NO_FLOW || !fits(header.slots_offset, header.n_slots, header.slot_bytes, mapped)))
         return -ERANGE;
     view->base = base;
     view->slots_offset = header.slots_offset;
@@ -79,8 +76,9 @@ int coven_state_view_plan(struct coven_state_view *view, void *base, uint64_t ma
     view->n_metrics = COVEN_MAX_METRICS;
     view->version = (uint16_t)component->state_version;
     view->metrics_offset = round_to(sizeof(struct coven_state), COVEN_CACHE_LINE);
-    view->slots_offset = round_to(
-        view->metrics_offset + (uint64_t)component->n_replicas * COVEN_MAX_METRICS * sizeof(uint64_t), COVEN_CACHE_LINE);
+    view->slots_offset =
+        round_to(view->metrics_offset + (uint64_t)component->n_replicas * COVEN_MAX_METRICS * sizeof(uint64_t),
+                 COVEN_CACHE_LINE);
     if (component->state_bytes > 0) {
         view->n_slots = plan->n_flows;
         view->half_bytes = coven_state_half_bytes(component->state_bytes);
@@ -104,8 +102,7 @@ static uint8_t *half_of(const struct coven_state_view *view, struct coven_slot *
 
 static bool is_allocated(const struct coven_state_view *view, const struct coven_slot *slot, uint16_t epoch)
 {
-    return epoch != 0 && __atomic_load_n(&slot->epoch, __ATOMIC_ACQUIRE) == epoch &&
-           slot->version == view->version;
+    return epoch != 0 && __atomic_load_n(&slot->epoch, __ATOMIC_ACQUIRE) == epoch && slot->version == view->version;
 }
 
 /* The word behind `commit`: never 0, which means "not valid", and always of the other parity. */

@@ -34,7 +34,7 @@ struct coven_state_open {
     uint32_t flow;
     uint32_t word; /* commit word that makes it valid */
     uint16_t epoch;
-    bool fresh;    /* allocated in this burst */
+    bool fresh; /* allocated in this burst */
 };
 
 struct coven_state_burst {

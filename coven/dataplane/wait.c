@@ -110,7 +110,7 @@ static void announce_awake(struct coven_worker *worker)
 
 struct sleeper {
     struct pollfd fds[1 + COVEN_MAX_PORTS + COVEN_MAX_REPLICAS];
-    uint16_t port[COVEN_MAX_PORTS]; /* behind fds[1 + i] */
+    uint16_t port[COVEN_MAX_PORTS];       /* behind fds[1 + i] */
     uint16_t replica[COVEN_MAX_REPLICAS]; /* behind fds[1 + n_ports + i] */
     nfds_t n, n_ports;
 };

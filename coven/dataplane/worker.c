@@ -144,10 +144,9 @@ static int check_component(const struct coven_plan *plan, const struct coven_pla
 static int check_plan(const struct coven_plan *plan, char *why, size_t why_bytes)
 {
     if (plan->n_ports > COVEN_MAX_PORTS || plan->n_components > COVEN_MAX_COMPONENTS ||
-        plan->n_replicas > COVEN_MAX_REPLICAS || plan->n_hops > COVEN_MAX_HOPS ||
-        plan->n_paths > COVEN_MAX_PATHS || plan->n_buffers == 0 || plan->buffer_bytes < 2048 ||
-        plan->buffer_bytes > 1u << 16 || (plan->buffer_bytes & (plan->buffer_bytes - 1)) != 0 ||
-        plan->headroom >= plan->buffer_bytes)
+        plan->n_replicas > COVEN_MAX_REPLICAS || plan->n_hops > COVEN_MAX_HOPS || plan->n_paths > COVEN_MAX_PATHS ||
+        plan->n_buffers == 0 || plan->buffer_bytes < 2048 || plan->buffer_bytes > 1u << 16 ||
+        (plan->buffer_bytes & (plan->buffer_bytes - 1)) != 0 || plan->headroom >= plan->buffer_bytes)
         return refuse(why, why_bytes, "a number of its", 0);
     for (uint32_t c = 0; c < plan->n_components; c++)
         if (check_component(plan, &plan->components[c]))
@@ -206,7 +205,8 @@ static int prepare_components(struct coven_worker *worker, char *why, size_t why
             snprintf(why, why_bytes, "component %.31s has no state segment", plan->components[c].name);
             return -EBADMSG;
         }
-        if (coven_state_view_plan(&link->state, link->state_segment.base, link->state_segment.bytes, plan, link->plan)) {
+        if (coven_state_view_plan(&link->state, link->state_segment.base, link->state_segment.bytes, plan,
+                                  link->plan)) {
             snprintf(why, why_bytes, "component %.31s: state segment does not fit", plan->components[c].name);
             return -EINVAL;
         }

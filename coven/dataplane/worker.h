@@ -62,14 +62,14 @@ struct coven_replica_link {
     uint16_t component; /* index */
     uint16_t number;    /* through all components */
     bool attached;
-    bool unpublished;    /* entries were written that its in-ring does not show yet */
+    bool unpublished; /* entries were written that its in-ring does not show yet */
     struct coven_segment segment;
     struct coven_ring_side in;  /* worker -> component, we produce */
     struct coven_ring_side out; /* component -> worker, we consume */
     struct coven_track_list given;
     uint32_t n_quarantine; /* `shared`: buffers taken away that it has not given back */
     uint32_t most;         /* buffers of the pool that it may have at once, those in quarantine included */
-    uint32_t seen_broken; /* impossible ring words already counted as violations */
+    uint32_t seen_broken;  /* impossible ring words already counted as violations */
     /* copy: the replica's own buffers */
     uint8_t *buffers;
     uint32_t *packet_of; /* by copy buffer: pool handle, COVEN_COPY_NONE or COVEN_COPY_LATE */
@@ -87,15 +87,15 @@ struct coven_component_link {
 
 struct coven_port_link {
     struct coven_port port;
-    bool given;        /* a PORT message came */
+    bool given; /* a PORT message came */
     bool attached;
     uint64_t missed;   /* rx_missed when last asked */
     uint64_t muted_ns; /* not polled before this time, because its descriptor is in error */
     /* sources that can wait (files, generators without a rate) take no more in than fits behind them */
-    uint32_t window;   /* packets in the replicas behind it at most; 0: the source does not wait */
+    uint32_t window; /* packets in the replicas behind it at most; 0: the source does not wait */
     uint32_t n_behind;
     uint16_t behind[COVEN_MAX_REPLICAS];
-    uint16_t n;      /* packets waiting for the next tx burst */
+    uint16_t n; /* packets waiting for the next tx burst */
     uint32_t handle[COVEN_BURST];
 };
 
@@ -105,7 +105,7 @@ struct coven_removal {
     uint16_t epoch;
     bool is_reused; /* it gave way in a full table: its slot has another flow already */
     uint64_t deadline_ns;
-    uint64_t to_tell;  /* bit for each component */
+    uint64_t to_tell; /* bit for each component */
     uint64_t to_answer;
 };
 
@@ -116,10 +116,10 @@ struct coven_graph {
 };
 
 struct coven_recovery {
-    bool found;           /* another worker's ledger */
+    bool found; /* another worker's ledger */
     uint64_t worker_crash, component_crash, tx_uncertain;
-    uint64_t held;        /* packets that stay with living replicas */
-    uint32_t component;   /* fused component it died in + 1; 0: none */
+    uint64_t held;      /* packets that stay with living replicas */
+    uint32_t component; /* fused component it died in + 1; 0: none */
 };
 
 struct coven_worker {
@@ -137,15 +137,15 @@ struct coven_worker {
     bool path_has_flows[COVEN_MAX_PATHS + 1]; /* one more, for packets of no path */
     struct coven_removal removal[COVEN_MAX_REMOVALS];
     uint32_t n_removals;
-    uint64_t now_ns, wall_ns; /* CLOCK_MONOTONIC, CLOCK_REALTIME of this turn */
-    uint64_t tick_ns, gauges_ns;          /* when they are due */
+    uint64_t now_ns, wall_ns;              /* CLOCK_MONOTONIC, CLOCK_REALTIME of this turn */
+    uint64_t tick_ns, gauges_ns;           /* when they are due */
     uint64_t flows_created, flows_removed; /* of the flow table when last asked */
     uint64_t random;
     uint64_t loops;
     uint32_t idle_loops;
     /* segments and descriptors as given */
     struct coven_segment plan_segment, pool_segment, ledger_segment, stats_segment;
-    int control_fd;   /* -1: the supervisor is gone */
+    int control_fd; /* -1: the supervisor is gone */
     bool ready;     /* READY was answered */
     bool running;   /* RUN came: packets move; before, a successor waits until all replicas are attached again */
     bool receiving; /* ports are read: not while pausing */
@@ -168,8 +168,7 @@ int coven_worker_run(struct coven_worker *worker);
 /* Bring everything to a point between two bursts: send what waits, book it, show it to the components. */
 void coven_worker_settle(struct coven_worker *worker);
 /* Check what was given, take the ledger over, start ports and fused components. Returns 0 or a negative errno. */
-int coven_worker_ready(struct coven_worker *worker, char *why, size_t why_bytes)
-    __attribute__((warn_unused_result));
+int coven_worker_ready(struct coven_worker *worker, char *why, size_t why_bytes) __attribute__((warn_unused_result));
 /* Take a port's descriptors into use once the worker is ready. */
 int coven_worker_open_port(struct coven_worker *worker, uint16_t port, char *why, size_t why_bytes)
     __attribute__((warn_unused_result));
@@ -218,8 +217,7 @@ struct coven_replica_link *coven_replica_choose(struct coven_worker *worker, uin
 /* Give packets to the replica of a component, or drop them with the reason why not. */
 void coven_replica_give(struct coven_worker *worker, uint16_t hop, const uint32_t *handles, uint16_t n);
 /* Tell a replica that a flow ended. False: no room now. */
-bool coven_replica_tell(struct coven_worker *worker, struct coven_replica_link *link, uint32_t flow,
-                        uint16_t epoch);
+bool coven_replica_tell(struct coven_worker *worker, struct coven_replica_link *link, uint32_t flow, uint16_t epoch);
 /* Take one burst of what a replica gives back through the graph. Returns how many entries. */
 uint32_t coven_replica_take(struct coven_worker *worker, struct coven_replica_link *link);
 /* Show the replicas what was written for them; only after the intent is committed. */
@@ -238,8 +236,8 @@ void coven_replica_take_away(struct coven_worker *worker, struct coven_replica_l
                              uint32_t reason);
 
 /* ---- replica_life.c ---- */
-int coven_replica_attach(struct coven_worker *worker, uint32_t number, const int fds[3], char *why,
-                         size_t why_bytes) __attribute__((warn_unused_result));
+int coven_replica_attach(struct coven_worker *worker, uint32_t number, const int fds[3], char *why, size_t why_bytes)
+    __attribute__((warn_unused_result));
 /* The replica is gone: take what it published and what it staged and committed, drop the rest for `reason`. */
 void coven_replica_sweep(struct coven_worker *worker, uint32_t number, uint32_t reason, uint64_t *dropped,
                          uint64_t *staged);
@@ -262,8 +260,7 @@ void coven_removal_component_gone(struct coven_worker *worker, uint16_t componen
 
 /* ---- recovery.c ---- */
 /* Take the ledger over, new or another worker's: finish its intent, rebuild free list and flow index. */
-int coven_recovery_run(struct coven_worker *worker, char *why, size_t why_bytes)
-    __attribute__((warn_unused_result));
+int coven_recovery_run(struct coven_worker *worker, char *why, size_t why_bytes) __attribute__((warn_unused_result));
 /* With the ports open: drop what the dead worker had in its hands. */
 void coven_recovery_sweep(struct coven_worker *worker);
 
@@ -286,8 +283,8 @@ static inline void coven_track_append(struct coven_worker *worker, struct coven_
 {
     struct coven_track *track = &worker->track[handle];
 
-    *track = (struct coven_track){
-        .next = COVEN_NO_HANDLE, .prev = list->last, .since_ns = worker->now_ns, .holder = holder};
+    *track =
+        (struct coven_track){.next = COVEN_NO_HANDLE, .prev = list->last, .since_ns = worker->now_ns, .holder = holder};
     if (list->last != COVEN_NO_HANDLE)
         worker->track[list->last].next = handle;
     else

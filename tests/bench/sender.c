@@ -21,9 +21,9 @@
 #define MAX_BYTES 9000u
 
 static const uint8_t head[42] = {
-    2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0,                                      /* Ethernet */
-    0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0, 198, 18, 0, 1, 198, 19, 0, 1,      /* IPv4 */
-    4, 0, 0, 9, 0, 0, 0, 0,                                                        /* UDP without checksum */
+    2,    0, 0, 0, 0, 2, 2,    0, 0,  0,  0, 1, 8,   0,                       /* Ethernet */
+    0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0, 198, 18, 0, 1, 198, 19, 0, 1, /* IPv4 */
+    4,    0, 0, 9, 0, 0, 0,    0,                                             /* UDP without checksum */
 };
 
 static void make_frame(uint8_t *frame, unsigned int bytes)

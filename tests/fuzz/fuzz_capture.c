@@ -19,8 +19,8 @@ static uint64_t through_port(int fd, int nothing)
     static uint8_t pool[COVEN_BURST * BUFFER_BYTES];
     struct coven_port_position position = {{0}, {0}};
     struct coven_plan_port plan = {.tool = COVEN_PORT_PCAP};
-    struct coven_port port = {.ops = &coven_port_pcap, .plan = &plan, .position = &position, .rx_fd = fd,
-                              .tx_fd = nothing};
+    struct coven_port port = {
+        .ops = &coven_port_pcap, .plan = &plan, .position = &position, .rx_fd = fd, .tx_fd = nothing};
     uint32_t handles[COVEN_BURST];
     static struct coven_rx rx;
     uint64_t frames = 0;

@@ -147,8 +147,8 @@ uint16_t driver_pump(struct driver *from, struct driver *to, uint16_t max)
     uint16_t n = driver_rx(from, max, 1);
 
     for (uint16_t i = 0; i < n; i++)
-        packets[i] = (struct coven_tx_packet){driver_data(from, i), driver_length(from, i),
-                                              driver_timestamp(from, i), driver_cut(from, i)};
+        packets[i] = (struct coven_tx_packet){driver_data(from, i), driver_length(from, i), driver_timestamp(from, i),
+                                              driver_cut(from, i)};
     if (n)
         send_packets(to, packets, n, results, 1);
     return n;

@@ -69,8 +69,7 @@ static bool is_stop(const char *request, size_t bytes, uint64_t *id)
     struct coven_ea_reader reader;
 
     return bytes <= sizeof(copy) && coven_ea_open(&reader, copy, sizeof(copy), request, bytes) == 0 &&
-           coven_ea_line(&reader, fields) == 3 && coven_ea_id(fields[0], id) &&
-           strcmp(fields[1], "stop") == 0;
+           coven_ea_line(&reader, fields) == 3 && coven_ea_id(fields[0], id) && strcmp(fields[1], "stop") == 0;
 }
 
 static void serve_agent(struct host *host)
@@ -92,8 +91,8 @@ static void serve_agent(struct host *host)
         host->is_over = true;
         return;
     }
-    send_answer(host->answer, coven_runtime_agent(host->runtime, host->request, (size_t)bytes, host->answer,
-                                                  sizeof(host->answer)));
+    send_answer(host->answer,
+                coven_runtime_agent(host->runtime, host->request, (size_t)bytes, host->answer, sizeof(host->answer)));
 }
 
 /* ---- packets ------------------------------------------------------------------------------------ */
@@ -199,8 +198,8 @@ static int run(struct host *host)
             process_burst(host);
         give_back_released(host);
         if (n == 0)
-            woke = coven_client_wait(host->client,
-                                     coven_runtime_is_holding(host->runtime) || host->is_pending ? 1 : 1000);
+            woke =
+                coven_client_wait(host->client, coven_runtime_is_holding(host->runtime) || host->is_pending ? 1 : 1000);
         if (n < 0 || woke < 0) {
             snprintf(words, sizeof(words), "the rings cannot be used: %s", strerror(-(n < 0 ? n : woke)));
             coven_client_last_words(host->client, words);
@@ -240,9 +239,9 @@ static bool start(struct host *host, const char *request, size_t bytes, char *wh
         snprintf(why, why_bytes, "malformed: %s", fault);
         return false;
     }
-    host->client = coven_client_open(COVEN_FD_REPLICA, COVEN_FD_STATE,
-                                     fcntl(COVEN_FD_POOL, F_GETFD) >= 0 ? COVEN_FD_POOL : -1,
-                                     COVEN_FD_DOORBELL, COVEN_FD_WORKER, COVEN_FD_AGENT, fault, sizeof(fault));
+    host->client =
+        coven_client_open(COVEN_FD_REPLICA, COVEN_FD_STATE, fcntl(COVEN_FD_POOL, F_GETFD) >= 0 ? COVEN_FD_POOL : -1,
+                          COVEN_FD_DOORBELL, COVEN_FD_WORKER, COVEN_FD_AGENT, fault, sizeof(fault));
     if (host->client == NULL) {
         snprintf(why, why_bytes, "failed: %s", fault);
         coven_declaration_free(&declaration);
@@ -255,9 +254,9 @@ static bool start(struct host *host, const char *request, size_t bytes, char *wh
     coven_declaration_free(&declaration);
     if (code_fd < 0)
         return false;
-    host->runtime = coven_runtime_start(code_fd, request, bytes,
-                                        (struct coven_state *)coven_client_state_segment(host->client),
-                                        host->geometry.replica, why, why_bytes);
+    host->runtime =
+        coven_runtime_start(code_fd, request, bytes, (struct coven_state *)coven_client_state_segment(host->client),
+                            host->geometry.replica, why, why_bytes);
     close(code_fd);
     return host->runtime != NULL;
 }

@@ -33,12 +33,12 @@
 #include <unistd.h>
 
 #define NAME_BYTES 200
-#define MAX_FDS 16       /* descriptors of one name */
+#define MAX_FDS 16 /* descriptors of one name */
 #define MAX_NAMES 4096
 #define MESSAGE_BYTES 512
-#define SOCKET_FD 3      /* in the supervisor */
-#define HEALTHY_MS 500   /* a supervisor that lived this long is restarted at once again */
-#define EXIT_MS 20000    /* time a supervisor has for an orderly end */
+#define SOCKET_FD 3    /* in the supervisor */
+#define HEALTHY_MS 500 /* a supervisor that lived this long is restarted at once again */
+#define EXIT_MS 20000  /* time a supervisor has for an orderly end */
 
 struct stored {
     struct stored *next;
@@ -50,14 +50,14 @@ struct stored {
 static struct {
     struct stored *names;
     unsigned n_names;
-    char **argv;         /* the supervisor's */
-    pid_t supervisor;    /* 0: none at the moment */
-    int pidfd;           /* of a supervisor that is no child, or -1 */
-    int socket;          /* to it, or -1 */
+    char **argv;      /* the supervisor's */
+    pid_t supervisor; /* 0: none at the moment */
+    int pidfd;        /* of a supervisor that is no child, or -1 */
+    int socket;       /* to it, or -1 */
     int64_t started_ms;
-    int64_t restart_ms;  /* when to start the next one; 0: none due */
+    int64_t restart_ms; /* when to start the next one; 0: none due */
     int64_t back_off_ms;
-    int64_t exit_ms;     /* when an orderly end that was asked for is forced; 0: none asked */
+    int64_t exit_ms; /* when an orderly end that was asked for is forced; 0: none asked */
 } keeper = {.pidfd = -1, .socket = -1};
 
 static int64_t now_ms(void)
@@ -199,10 +199,8 @@ static bool read_messages(void)
             char bytes[CMSG_SPACE(MAX_FDS * sizeof(int))];
         } control;
         struct iovec part = {.iov_base = text, .iov_len = sizeof(text) - 1};
-        struct msghdr message = {.msg_iov = &part,
-                                 .msg_iovlen = 1,
-                                 .msg_control = control.bytes,
-                                 .msg_controllen = sizeof(control.bytes)};
+        struct msghdr message = {
+            .msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof(control.bytes)};
         int fds[MAX_FDS];
         ssize_t n = recvmsg(keeper.socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 

@@ -135,9 +135,9 @@ static void add_limit(const char *option, const char *name, char *text)
     static const struct {
         const char *name;
         int resource;
-    } known[] = {{"as", RLIMIT_AS},           {"core", RLIMIT_CORE},     {"cpu", RLIMIT_CPU},
-                 {"data", RLIMIT_DATA},       {"fsize", RLIMIT_FSIZE},   {"memlock", RLIMIT_MEMLOCK},
-                 {"nofile", RLIMIT_NOFILE},   {"nproc", RLIMIT_NPROC},   {"stack", RLIMIT_STACK}};
+    } known[] = {{"as", RLIMIT_AS},         {"core", RLIMIT_CORE},   {"cpu", RLIMIT_CPU},
+                 {"data", RLIMIT_DATA},     {"fsize", RLIMIT_FSIZE}, {"memlock", RLIMIT_MEMLOCK},
+                 {"nofile", RLIMIT_NOFILE}, {"nproc", RLIMIT_NPROC}, {"stack", RLIMIT_STACK}};
     char *colon = strchr(text, ':');
 
     if (want.n_limits == sizeof(want.limits) / sizeof(want.limits[0]))

@@ -14,8 +14,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static const char *const system_folders[] = {"/usr",    "/bin",   "/sbin", "/lib", "/lib32",
-                                             "/lib64",  "/libx32", "/etc"};
+static const char *const system_folders[] = {"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc"};
 static const char *const devices[] = {"/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"};
 
 static void make_parents(char *path)
@@ -162,8 +161,7 @@ static void enter_root(const char *stage)
 
 void launch_build_root(struct bind *binds, unsigned n_binds, bool proc_all)
 {
-    struct bind system[sizeof(system_folders) / sizeof(system_folders[0]) +
-                       sizeof(devices) / sizeof(devices[0])];
+    struct bind system[sizeof(system_folders) / sizeof(system_folders[0]) + sizeof(devices) / sizeof(devices[0])];
     unsigned n_system = 0;
     const char *stage;
 

@@ -67,8 +67,7 @@ int main(int argc, char **argv)
                                          "worker-free-list"};
     size_t bytes = coven_ledger_bytes(&plan);
     struct coven_ledger *ledger = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    uint64_t *cells =
-        mmap(NULL, 8 * COVEN_CELLS, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    uint64_t *cells = mmap(NULL, 8 * COVEN_CELLS, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     static struct coven_book book;
 
     (void)argc;

@@ -77,8 +77,7 @@ static int consume(struct shared *memory, int doorbell, unsigned *sleeps)
 
 int main(void)
 {
-    struct shared *memory =
-        mmap(NULL, sizeof(*memory), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    struct shared *memory = mmap(NULL, sizeof(*memory), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     int doorbell = eventfd(0, EFD_NONBLOCK);
     unsigned sleeps = 0;
     int status, result;

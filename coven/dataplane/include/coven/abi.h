@@ -26,17 +26,17 @@
 
 /* ---- limits ------------------------------------------------------------------------------------ */
 #define COVEN_CACHE_LINE 64u
-#define COVEN_BURST 32u          /* packets handled at once */
+#define COVEN_BURST 32u /* packets handled at once */
 #define COVEN_MAX_PORTS 16u
 #define COVEN_MAX_COMPONENTS 64u
-#define COVEN_MAX_REPLICAS 128u  /* isolated replicas of one worker, numbered through all components */
+#define COVEN_MAX_REPLICAS 128u /* isolated replicas of one worker, numbered through all components */
 #define COVEN_MAX_HOPS 256u
 #define COVEN_MAX_PATHS 128u
-#define COVEN_MAX_OUTPUTS 8u     /* outputs of one component */
-#define COVEN_MAX_METRICS 64u    /* metric cells of one replica */
+#define COVEN_MAX_OUTPUTS 8u  /* outputs of one component */
+#define COVEN_MAX_METRICS 64u /* metric cells of one replica */
 #define COVEN_MAX_REASONS 64u
 #define COVEN_POOL_DATA_OFFSET 4096u /* of buffer 0 in the pool */
-#define COVEN_NAME_BYTES 32u     /* NUL included: ^[a-z][a-z0-9-]{0,30}$ */
+#define COVEN_NAME_BYTES 32u         /* NUL included: ^[a-z][a-z0-9-]{0,30}$ */
 #define COVEN_USER_WORDS 4u
 #define COVEN_NO_HANDLE 0xffffffffu
 #define COVEN_NO_FLOW 0xffffffffu
@@ -83,23 +83,23 @@ enum coven_verdict {
 /* One line for each packet and hop. [rw]: the component may change it and the worker takes it back after
  * checking; everything else is told to the component and ignored on return. */
 struct coven_meta {
-    uint32_t handle;      /* buffer number in the pool (`shared`, fused) or in the replica's own (`copy`) */
-    uint16_t offset;      /* [rw] of the first byte of the packet within its buffer */
-    uint16_t length;      /* [rw] bytes of the packet, Ethernet header first, without FCS */
-    uint16_t port;        /* ingress port */
-    uint16_t path;        /* service path */
-    uint16_t hop;         /* place in the plan's hop table */
-    uint8_t verdict;      /* [rw] enum coven_verdict */
-    uint8_t output;       /* [rw] of the component, 0 first */
-    uint32_t mark;        /* [rw] */
-    uint32_t flow;        /* slot in the state segments, or COVEN_NO_FLOW */
-    uint32_t flow_seq;    /* number of this packet within flow and direction, from 0 */
-    uint16_t flow_epoch;  /* changes each time the slot is given to another flow */
-    uint8_t direction;    /* 0: as the flow's first packet, 1: the other way */
-    uint8_t kind;         /* enum coven_entry_kind */
-    uint64_t timestamp_ns; /* CLOCK_REALTIME at rx; the recorded time for pcap ports */
-    uint32_t random;      /* drawn at rx, so that a replay decides alike */
-    uint32_t nsh_path;    /* [rw] SPI << 8 | SI (RFC 8300 section 2.3); 0 without NSH */
+    uint32_t handle;                 /* buffer number in the pool (`shared`, fused) or in the replica's own (`copy`) */
+    uint16_t offset;                 /* [rw] of the first byte of the packet within its buffer */
+    uint16_t length;                 /* [rw] bytes of the packet, Ethernet header first, without FCS */
+    uint16_t port;                   /* ingress port */
+    uint16_t path;                   /* service path */
+    uint16_t hop;                    /* place in the plan's hop table */
+    uint8_t verdict;                 /* [rw] enum coven_verdict */
+    uint8_t output;                  /* [rw] of the component, 0 first */
+    uint32_t mark;                   /* [rw] */
+    uint32_t flow;                   /* slot in the state segments, or COVEN_NO_FLOW */
+    uint32_t flow_seq;               /* number of this packet within flow and direction, from 0 */
+    uint16_t flow_epoch;             /* changes each time the slot is given to another flow */
+    uint8_t direction;               /* 0: as the flow's first packet, 1: the other way */
+    uint8_t kind;                    /* enum coven_entry_kind */
+    uint64_t timestamp_ns;           /* CLOCK_REALTIME at rx; the recorded time for pcap ports */
+    uint32_t random;                 /* drawn at rx, so that a replay decides alike */
+    uint32_t nsh_path;               /* [rw] SPI << 8 | SI (RFC 8300 section 2.3); 0 without NSH */
     uint32_t user[COVEN_USER_WORDS]; /* [rw] words that components pass to each other */
 };
 
@@ -111,9 +111,9 @@ struct coven_meta_ext {
     uint8_t nsh_ttl;
     uint8_t nsh_md_type;
     uint8_t nsh_next_protocol;
-    uint16_t md2_offset;     /* [rw] MD type 2 TLVs within the buffer (section 2.5), 0 for none */
+    uint16_t md2_offset; /* [rw] MD type 2 TLVs within the buffer (section 2.5), 0 for none */
     uint16_t md2_length;
-    uint32_t attached;       /* [rw] handle of a buffer with a larger message, or COVEN_NO_HANDLE */
+    uint32_t attached; /* [rw] handle of a buffer with a larger message, or COVEN_NO_HANDLE */
     uint32_t attached_length;
     uint32_t staged_position; /* ring position this entry was written for */
     uint32_t staged_commit;   /* commit word of the flow slot that makes this entry valid */
@@ -125,11 +125,11 @@ struct coven_meta_ext {
 /* Single producer, single consumer. Positions run freely over 32 bits; entry = position & (size - 1).
  * The size is in the plan (worker) or in the replica header (component), a power of two. */
 struct coven_ring {
-    uint32_t tail;                 /* producer: entries published so far */
+    uint32_t tail; /* producer: entries published so far */
     uint8_t pad0[COVEN_CACHE_LINE - 4];
-    uint32_t head;                 /* consumer: entries taken so far */
+    uint32_t head; /* consumer: entries taken so far */
     uint8_t pad1[COVEN_CACHE_LINE - 4];
-    uint32_t sleeping;             /* consumer: 1 while it blocks on its doorbell */
+    uint32_t sleeping; /* consumer: 1 while it blocks on its doorbell */
     uint8_t pad2[COVEN_CACHE_LINE - 4];
 };
 
@@ -137,9 +137,9 @@ struct coven_ring {
 struct coven_pool {
     struct coven_segment_header header;
     uint32_t n_buffers;
-    uint32_t buffer_bytes;  /* power of two, 2048 and more */
-    uint32_t headroom;      /* offset of a received packet */
-    uint32_t data_offset;   /* COVEN_POOL_DATA_OFFSET */
+    uint32_t buffer_bytes; /* power of two, 2048 and more */
+    uint32_t headroom;     /* offset of a received packet */
+    uint32_t data_offset;  /* COVEN_POOL_DATA_OFFSET */
     uint8_t reserved[48];
 };
 
@@ -153,26 +153,26 @@ enum coven_isolation {
 struct coven_replica {
     struct coven_segment_header header;
     /* written by the supervisor before the component starts */
-    uint32_t isolation;      /* enum coven_isolation */
-    uint32_t ring_size;      /* entries of each ring */
-    uint32_t n_buffers;      /* that a handle may name: of the pool (shared) or of this segment (copy) */
+    uint32_t isolation; /* enum coven_isolation */
+    uint32_t ring_size; /* entries of each ring */
+    uint32_t n_buffers; /* that a handle may name: of the pool (shared) or of this segment (copy) */
     uint32_t buffer_bytes;
-    uint32_t data_offset;    /* of buffer 0: in the pool (shared) or in this segment (copy) */
-    uint32_t component;      /* index, also of the state segment */
-    uint32_t replica;        /* number within the component, selects the metric cells */
+    uint32_t data_offset; /* of buffer 0: in the pool (shared) or in this segment (copy) */
+    uint32_t component;   /* index, also of the state segment */
+    uint32_t replica;     /* number within the component, selects the metric cells */
     uint32_t outputs;
     uint64_t in_meta, in_ext;   /* offsets of the arrays of the worker -> component ring */
     uint64_t out_meta, out_ext; /* of the component -> worker ring */
     char name[COVEN_NAME_BYTES];
     uint8_t reserved0[32];
     /* written by the component */
-    uint64_t progress;       /* grows with each burst and each wake-up */
-    uint32_t current;        /* position in the in-ring of the entry being processed (the breadcrumb) */
-    uint32_t held;           /* packets it holds back; told, not trusted */
-    char last_words[128];    /* reason of an orderly failure, NUL terminated */
+    uint64_t progress;    /* grows with each burst and each wake-up */
+    uint32_t current;     /* position in the in-ring of the entry being processed (the breadcrumb) */
+    uint32_t held;        /* packets it holds back; told, not trusted */
+    char last_words[128]; /* reason of an orderly failure, NUL terminated */
     uint8_t reserved[48];
-    struct coven_ring in;    /* worker -> component */
-    struct coven_ring out;   /* component -> worker */
+    struct coven_ring in;  /* worker -> component */
+    struct coven_ring out; /* component -> worker */
 };
 
 /* ---- state ------------------------------------------------------------------------------------- */
@@ -180,20 +180,20 @@ struct coven_replica {
  * commit & 1. Write the other half, stage the output, then store commit + 1 with release: a kill at any
  * point leaves one consistent state. */
 struct coven_slot {
-    uint32_t flow;      /* own number */
+    uint32_t flow; /* own number */
     uint32_t commit;
-    uint16_t epoch;     /* of the flow this state belongs to; differs from the packet's: not allocated yet */
-    uint16_t version;   /* of the component's state layout */
-    uint32_t schema;    /* reserved: owner and migration use it later */
-    uint64_t owner;     /* reserved */
+    uint16_t epoch;   /* of the flow this state belongs to; differs from the packet's: not allocated yet */
+    uint16_t version; /* of the component's state layout */
+    uint32_t schema;  /* reserved: owner and migration use it later */
+    uint64_t owner;   /* reserved */
     uint8_t reserved[8];
 };
 
 struct coven_state {
     struct coven_segment_header header;
-    uint32_t n_slots;       /* 0: the component keeps no flow state */
-    uint32_t slot_bytes;    /* header and both halves, multiple of 64 */
-    uint32_t half_bytes;    /* usable bytes of a flow's state, multiple of 8 */
+    uint32_t n_slots;    /* 0: the component keeps no flow state */
+    uint32_t slot_bytes; /* header and both halves, multiple of 64 */
+    uint32_t half_bytes; /* usable bytes of a flow's state, multiple of 8 */
     uint32_t version;
     uint64_t slots_offset;
     uint64_t metrics_offset; /* cells[replica][COVEN_MAX_METRICS], 8 bytes each */
@@ -220,15 +220,15 @@ enum coven_on_failure {
 
 struct coven_plan_port {
     char name[COVEN_NAME_BYTES];
-    uint32_t tool;        /* enum coven_port_tool */
-    uint32_t mtu;         /* payload bytes behind the Ethernet header and up to two VLAN tags; 0: no limit */
-    uint32_t first_hop;   /* hop a packet without NSH enters at, or COVEN_NO_HOP */
-    uint32_t first_port;  /* egress port if the path has no component, else COVEN_NO_PORT */
-    uint32_t path;        /* path of a packet that enters here */
+    uint32_t tool;       /* enum coven_port_tool */
+    uint32_t mtu;        /* payload bytes behind the Ethernet header and up to two VLAN tags; 0: no limit */
+    uint32_t first_hop;  /* hop a packet without NSH enters at, or COVEN_NO_HOP */
+    uint32_t first_port; /* egress port if the path has no component, else COVEN_NO_PORT */
+    uint32_t path;       /* path of a packet that enters here */
     /* afpacket: frames and frame bytes of the rx ring. gen: see coven_plan_gen. pcap: flags */
     uint32_t ring_frames;
     uint32_t ring_frame_bytes;
-    uint32_t flags;       /* COVEN_PORT_* below */
+    uint32_t flags; /* COVEN_PORT_* below */
     /* gen: source */
     uint64_t gen_packets; /* to make; 0 makes none, UINT64_MAX never ends */
     uint64_t gen_rate;    /* packets a second; 0: as fast as they are taken */
@@ -236,25 +236,25 @@ struct coven_plan_port {
     uint32_t gen_flows;   /* UDP flows to walk through, 1 and more */
     uint8_t reserved[40];
 };
-#define COVEN_PORT_PACED 1u     /* pcap: at recorded pace */
+#define COVEN_PORT_PACED 1u      /* pcap: at recorded pace */
 #define COVEN_PORT_NANOSECOND 2u /* pcap: write nanosecond time stamps */
 #define COVEN_PORT_LOOP 4u       /* pcap: start again at the end */
 #define COVEN_PORT_SKIP_CUT 8u   /* pcap: drop frames that the capture cut short (`truncated`) at once */
 
 struct coven_plan_component {
     char name[COVEN_NAME_BYTES];
-    uint32_t isolation;   /* granted: enum coven_isolation */
-    uint32_t on_failure;  /* enum coven_on_failure */
+    uint32_t isolation;  /* granted: enum coven_isolation */
+    uint32_t on_failure; /* enum coven_on_failure */
     uint32_t outputs;
     uint32_t first_replica; /* number of its first isolated replica */
     uint32_t n_replicas;    /* 1 and more; a fused component has exactly one and no replica segment */
-    uint32_t state_bytes; /* of one flow, 0: none */
+    uint32_t state_bytes;   /* of one flow, 0: none */
     uint32_t state_version;
-    uint32_t ring_size;   /* of its replicas */
-    uint32_t hold_limit;  /* packets a replica may hold */
-    uint32_t hold_ms;     /* and for how long */
-    uint32_t split;       /* reserved: key for replicas */
-    uint32_t n_buffers;   /* packets a replica may have at once; copy: buffers of its own */
+    uint32_t ring_size;  /* of its replicas */
+    uint32_t hold_limit; /* packets a replica may hold */
+    uint32_t hold_ms;    /* and for how long */
+    uint32_t split;      /* reserved: key for replicas */
+    uint32_t n_buffers;  /* packets a replica may have at once; copy: buffers of its own */
     uint8_t reserved[48];
 };
 
@@ -274,7 +274,7 @@ struct coven_plan_hop {
 
 struct coven_plan_path {
     char name[COVEN_NAME_BYTES];
-    uint32_t spi;         /* 0: without NSH */
+    uint32_t spi; /* 0: without NSH */
     uint8_t reserved[28];
 };
 
@@ -289,11 +289,11 @@ struct coven_plan {
     char instance[64];
     uint32_t n_ports, n_components, n_replicas, n_hops, n_paths;
     uint32_t n_buffers, buffer_bytes, headroom;
-    uint32_t n_flows;          /* capacity of the flow table; 0: no component keeps flow state */
+    uint32_t n_flows; /* capacity of the flow table; 0: no component keeps flow state */
     uint32_t flow_idle_ms;
-    uint32_t profile;          /* enum coven_profile */
+    uint32_t profile; /* enum coven_profile */
     uint32_t reserved0;
-    uint64_t flow_seed[2];     /* secret key of the flow hash */
+    uint64_t flow_seed[2]; /* secret key of the flow hash */
     uint64_t ledger_bytes;
     struct coven_plan_port ports[COVEN_MAX_PORTS];
     struct coven_plan_component components[COVEN_MAX_COMPONENTS];
@@ -310,8 +310,8 @@ enum coven_port_counter {
     COVEN_PORT_RX_BYTES,
     COVEN_PORT_TX_PKTS,
     COVEN_PORT_TX_BYTES,
-    COVEN_PORT_CREATED,    /* further segments of split super-frames */
-    COVEN_PORT_RX_MISSED,  /* lost by the kernel before COVEN saw it; outside the accounting */
+    COVEN_PORT_CREATED,   /* further segments of split super-frames */
+    COVEN_PORT_RX_MISSED, /* lost by the kernel before COVEN saw it; outside the accounting */
     COVEN_PORT_COUNTERS = 8,
 };
 
@@ -338,8 +338,8 @@ enum coven_worker_counter {
     COVEN_WORKER_LOOPS,
     COVEN_WORKER_BUSY_LOOPS,
     COVEN_WORKER_SLEEPS,
-    COVEN_WORKER_RECOVERIES,    /* starts that found another worker's ledger */
-    COVEN_WORKER_FLOWS,         /* in the flow table now */
+    COVEN_WORKER_RECOVERIES, /* starts that found another worker's ledger */
+    COVEN_WORKER_FLOWS,      /* in the flow table now */
     COVEN_WORKER_FLOWS_CREATED,
     COVEN_WORKER_FLOWS_REMOVED,
     COVEN_WORKER_COUNTERS = 8,
@@ -352,12 +352,12 @@ enum coven_worker_counter {
 #define COVEN_SCOPES (COVEN_SCOPE_WORKER + 1u)
 
 #define COVEN_CELL_WORKER(k) (k)
-#define COVEN_CELL_PORT(p, k) (8u + (p) * 8u + (k))
-#define COVEN_CELL_COMPONENT(c, k) (8u + 8u * COVEN_MAX_PORTS + (c) * 8u + (k))
-#define COVEN_CELL_PATH(p, k) (8u + 8u * COVEN_MAX_PORTS + 8u * COVEN_MAX_COMPONENTS + (p) * 4u + (k))
-#define COVEN_CELL_DROP(scope, reason)                                                                   \
-    (8u + 8u * COVEN_MAX_PORTS + 8u * COVEN_MAX_COMPONENTS + 4u * COVEN_MAX_PATHS +                      \
-     (scope) * COVEN_MAX_REASONS + (reason))
+#define COVEN_CELL_PORT(p, k) (8u + (p)*8u + (k))
+#define COVEN_CELL_COMPONENT(c, k) (8u + 8u * COVEN_MAX_PORTS + (c)*8u + (k))
+#define COVEN_CELL_PATH(p, k) (8u + 8u * COVEN_MAX_PORTS + 8u * COVEN_MAX_COMPONENTS + (p)*4u + (k))
+#define COVEN_CELL_DROP(scope, reason)                                                                                 \
+    (8u + 8u * COVEN_MAX_PORTS + 8u * COVEN_MAX_COMPONENTS + 4u * COVEN_MAX_PATHS + (scope)*COVEN_MAX_REASONS +        \
+     (reason))
 #define COVEN_CELLS COVEN_CELL_DROP(COVEN_SCOPES, 0)
 
 struct coven_stats {
@@ -365,7 +365,7 @@ struct coven_stats {
     char instance[64];
     uint64_t heartbeat_ns; /* CLOCK_MONOTONIC, stored when the worker wakes and every 1024 loops */
     uint64_t reserved[7];
-    uint64_t cell[];       /* COVEN_CELLS */
+    uint64_t cell[]; /* COVEN_CELLS */
 };
 
 _Static_assert(sizeof(struct coven_segment_header) == 64, "segment header");
@@ -382,12 +382,12 @@ _Static_assert(sizeof(struct coven_plan_path) == 64, "plan path");
 _Static_assert(sizeof(struct coven_stats) == 192, "stats");
 
 /* ---- launch contract: descriptors of a component process ---------------------------------------- */
-#define COVEN_FD_DOORBELL 0  /* read and thrown away when the in-ring is empty; fd 0 so that every language can */
+#define COVEN_FD_DOORBELL 0 /* read and thrown away when the in-ring is empty; fd 0 so that every language can */
 /* 1 and 2: standard output and error, read by the supervisor as the component's log */
-#define COVEN_FD_AGENT 3     /* SOCK_SEQPACKET: Extended Agent protocol, see docs/extended_agent.md */
+#define COVEN_FD_AGENT 3 /* SOCK_SEQPACKET: Extended Agent protocol, see docs/extended_agent.md */
 #define COVEN_FD_REPLICA 4
 #define COVEN_FD_STATE 5
-#define COVEN_FD_WORKER 6    /* 8 bytes are written to it when the worker sleeps on the out-ring */
-#define COVEN_FD_POOL 7      /* `shared` only */
+#define COVEN_FD_WORKER 6 /* 8 bytes are written to it when the worker sleeps on the out-ring */
+#define COVEN_FD_POOL 7   /* `shared` only */
 
 #endif

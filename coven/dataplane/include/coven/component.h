@@ -182,15 +182,14 @@ static inline void coven_log(struct coven_component *self, const char *text)
 }
 
 /* Give a held packet back. Returns 0 or -ENOENT when it is not held (any more). */
-static inline int coven_release(struct coven_component *self, uint32_t handle, uint8_t verdict,
-                                uint8_t output)
+static inline int coven_release(struct coven_component *self, uint32_t handle, uint8_t verdict, uint8_t output)
 {
     return self->services->release(self, handle, verdict, output);
 }
 
-#define COVEN_COMPONENT(...)                                                                             \
-    __attribute__((visibility("default"))) const struct coven_component_ops coven_component_entry = {    \
-        .abi_version = COVEN_ABI_VERSION, __VA_ARGS__}
+#define COVEN_COMPONENT(...)                                                                                           \
+    __attribute__((visibility("default")))                                                                             \
+    const struct coven_component_ops coven_component_entry = {.abi_version = COVEN_ABI_VERSION, __VA_ARGS__}
 
 extern const struct coven_component_ops coven_component_entry;
 

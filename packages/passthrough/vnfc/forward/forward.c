@@ -27,5 +27,4 @@ static void forward_process_burst(struct coven_component *self, struct coven_pac
     coven_count(forward->bytes, bytes);
 }
 
-COVEN_COMPONENT(.private_bytes = sizeof(struct forward), .init = forward_init,
-                .process_burst = forward_process_burst);
+COVEN_COMPONENT(.private_bytes = sizeof(struct forward), .init = forward_init, .process_burst = forward_process_burst);
