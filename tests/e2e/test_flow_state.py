@@ -64,7 +64,7 @@ def pid_of(appliance: Appliance, part: str) -> int | None:
     """Give the process of a component, or of the worker."""
     state = appliance.state()
     if part == "worker":
-        return int(state["workers"][0]["pid"])
+        return state["workers"][0]["pid"] if state["workers"][0]["state"] == "running" else None
     replicas = next(one["replicas"] for one in state["components"] if one["name"] == part)
     return replicas[0]["pid"] if replicas[0]["state"] == "ready" else None
 

@@ -41,9 +41,18 @@ def die() -> None:
     """Die once."""
     words = KILL_AT.read_text().split()
     KILL_AT.unlink()
-    if "keeper" in words:
-        os.kill(os.getppid(), signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGKILL)
+    supervisor, keeper = os.getpid(), os.getppid()
+    if "keeper" in words and os.fork() == 0:  # its death must not be seen by another thread of ours
+        os.kill(supervisor, signal.SIGSTOP)
+        tasks = Path(f"/proc/{supervisor}/task")
+        while any((task / "stat").read_text().rpartition(")")[2].split()[0] not in "TZ" for task in tasks.iterdir()):
+            pass
+        os.kill(keeper, signal.SIGKILL)
+        os.kill(supervisor, signal.SIGKILL)
+        os._exit(0)
+    if "keeper" not in words:
+        os.kill(supervisor, signal.SIGKILL)
+    signal.pause()
 
 
 def named(effect: Callable[..., Any]) -> Callable[..., Any]:

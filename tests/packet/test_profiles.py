@@ -38,8 +38,12 @@ def idle_turns(rig: Rig) -> tuple[int, int]:
     """Wake an idle worker again and again; give its turns and its sleeps meanwhile."""
     rig.wait(lambda s: s.tx == N)
     first = rig.snapshot()
+    pace = select.poll()
     for _ in range(WAKES):
+        slept = rig.memory().worker(lib.COVEN_WORKER_SLEEPS)
         rig.request(lib.COVEN_CONTROL_ATTENTION)
+        while rig.memory().worker(lib.COVEN_WORKER_SLEEPS) == slept:
+            pace.poll(1)
     last = rig.snapshot()
     assert last.worker(lib.COVEN_WORKER_BUSY_LOOPS) == first.worker(lib.COVEN_WORKER_BUSY_LOOPS)
     loops = last.worker(lib.COVEN_WORKER_LOOPS) - first.worker(lib.COVEN_WORKER_LOOPS)

@@ -101,10 +101,12 @@ COVEN_COMPONENT(.process_pkt = stop, .allocate_new_fs = allocate, .init = init);
 
 # Writes at random over all that it has, for ever, beside the component: headers, ring words, entries, packets, state slots.
 SCRIBBLES = """
-static void scribble(uint8_t *at, size_t bytes)
+static void scribble(const uint32_t *packets, uint8_t *at, size_t bytes)
 {
     uint64_t x = 88172645463325252u;
 
+    while (__atomic_load_n(packets, __ATOMIC_ACQUIRE) == 0) /* the deployment is done when they come */
+        poll(NULL, 0, 1);
     for (uint32_t n = 0; at; n++) {
         x ^= x << 13;
         x ^= x >> 7;
@@ -117,13 +119,15 @@ static void scribble(uint8_t *at, size_t bytes)
 }
 static int init(struct coven_component *self)
 {
+    size_t bytes = 0;
+    const struct coven_replica *replica = (const struct coven_replica *)map(COVEN_FD_REPLICA, &bytes);
+
     (void)self;
     for (int fd = COVEN_FD_REPLICA; fd <= COVEN_FD_POOL; fd++) {
-        size_t bytes = 0;
         uint8_t *at = map(fd, &bytes);
 
         if (at && fork() == 0)
-            scribble(at, bytes);
+            scribble(&replica->in.tail, at, bytes);
     }
     return 0;
 }

@@ -263,6 +263,7 @@ def test_held_packets_wait_for_room_in_the_ring(make: Make) -> None:
     replica = make(HOLDER, component={**LET_GO, "ring_size": 64})
     replica.start()
     replica.through([Sent(b"\1" * 60, {"mark": 17}) for _ in range(40)])
+    wait_until(lambda: replica.ring_in.ready() == 0)
     replica.send([b"\0" * 60] * 64)  # these fill the ring to the worker, which does not look yet
     wait_until(lambda: replica.ring_out.ready() == 64)
     replica.agent.ask("call", "let-go")
