@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -219,7 +220,8 @@ def test_a_file_is_replaced_when_packets_can_come_and_not_before(tmp_path: Path)
         note = port.to_json()
         port.close()
         assert (out.read_bytes() if out.exists() else None) == before
-        PCAP.open({"name": "lan", "options": {"out": str(out)}})  # whoever opened it was killed: its successor closes
+        for fd in PCAP.open({"name": "lan", "options": {"out": str(out)}}).fds:
+            os.close(fd)  # whoever opened it was killed: its successor closes
         successor = adopt({**note, "output": {**note["output"], "inode": None}}, (-1, -1))
         successor.close()
         assert (out.read_bytes() if out.exists() else None) == before
@@ -372,12 +374,21 @@ def test_a_full_disk_is_a_drop_and_leaves_whole_records(opened: OpenedPort) -> N
     assert driver.send(FRAMES[2]) == 0xFF
 
 
-def open_gen(**options: int) -> OpenedPort:
-    return tool_of({"tool": "gen"}).open({"name": "lan", "tool": "gen", "options": options})
+@pytest.fixture
+def open_gen() -> Iterator[Callable[..., OpenedPort]]:
+    """Open a port with options; it is closed with the test."""
+    with contextlib.ExitStack() as ports:
+
+        def opened(**options: int) -> OpenedPort:
+            port = tool_of({"tool": "gen"}).open({"name": "lan", "tool": "gen", "options": options})
+            ports.callback(port.close)
+            return port
+
+        yield opened
 
 
 @pytest.mark.parametrize("size", [60, 64, 590, 1514, 3000])
-def test_gen_makes_valid_packets(size: int) -> None:
+def test_gen_makes_valid_packets(size: int, open_gen: Callable[..., OpenedPort]) -> None:
     driver = Driver(open_gen(packets=100, bytes=size, flows=7))
     packets = driver.receive_until(100)
     assert len(packets) == 100 and driver.lib.driver_done(driver.handle)
@@ -392,7 +403,7 @@ def test_gen_makes_valid_packets(size: int) -> None:
         assert packet[42:58] == b"COVENGEN" + struct.pack("!Q", n)
 
 
-def test_gen_mix_flows_and_sink() -> None:
+def test_gen_mix_flows_and_sink(open_gen: Callable[..., OpenedPort]) -> None:
     driver = Driver(open_gen(packets=1200, bytes=0, flows=20_000))
     packets = driver.receive_until(1200)
     sizes = [len(packet) for packet in packets]
@@ -401,18 +412,17 @@ def test_gen_mix_flows_and_sink() -> None:
     assert driver.send(packets[0]) == 0xFF
 
 
-def test_gen_goes_on_after_a_crash_and_begins_anew_when_opened() -> None:
+def test_gen_goes_on_after_a_crash_and_begins_anew_when_opened(open_gen: Callable[..., OpenedPort]) -> None:
     opened = open_gen(packets=100)
     driver = Driver(opened)
     first = driver.receive(10)
     driver.receive(10, book=False)
     driver = Driver(opened, shared=driver.memory)
     assert [packet[50:58] for packet in driver.receive(2)] == [struct.pack("!Q", n) for n in (10, 11)]
-    opened.close()
     assert Driver(open_gen(packets=100), shared=driver.memory).receive(10) == first
 
 
-def test_gen_keeps_to_its_rate() -> None:
+def test_gen_keeps_to_its_rate(open_gen: Callable[..., OpenedPort]) -> None:
     driver = Driver(open_gen(packets=1000, rate=10))
     due = driver.ffi.new("uint64_t *")
     before = time.monotonic_ns()

@@ -61,9 +61,9 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.tool = SlowTool(folder / "setting")
         self.tool.setting.write_text("before")
-        ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = parse_arguments(["--state-dir", str(folder / "s"), "--run-dir", str(folder / "r"), "--no-agent"])
-        self.context = Context(settings, Keeper(settings, ours), Hierarchies(0))
+        self.context = Context(settings, Keeper(settings, self.ours), Hierarchies(0))
         document = plans.chain("fw-1", folder, [], [plans.gen_port("lan", 1), plans.gen_port("wan")])
         plan = InstancePlan.from_json(document)
         self.ports, self.plan = PortSet(self.context, "fw-1", plan.ports), plan.ports[0]
@@ -83,6 +83,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setattr(network, "TOOLS", {"gen": made.tool})
     yield made
     made.tool.go_on.set()
+    made.ours.close()
     made.theirs.close()
 
 
