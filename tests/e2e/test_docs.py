@@ -28,7 +28,8 @@ mount -t tmpfs tmpfs /var/lib/coven
 case "$1" in /tmp/*) ;; *) mount -t tmpfs -o mode=1777 tmpfs /tmp ;; esac
 ip link set lo up
 cd "$1"
-exec bash -eu -o pipefail -c "$2"
+bash -eu -o pipefail -c "$2"
+while pgrep -x coven-keeper >/dev/null; do sleep 0.05; done  # `coven off` is answered before all is away; we are its init
 """
 
 
