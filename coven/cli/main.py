@@ -53,7 +53,21 @@ def make_parser() -> argparse.ArgumentParser:
     for module in (agent, package, deploy, lifecycle, status, ask):
         module.register(commands)
     _register_demo(commands)
+    _register_bench(commands)
     return parser
+
+
+def _register_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from coven import bench  # only its options
+
+    parser = commands.add_parser(
+        "bench",
+        help="measure what this machine reaches",
+        description="Measure what this machine reaches, each figure beside the bare minimum of the same run. Deploys "
+        "on a platform of its own; scenarios with network interfaces need root.",
+    )
+    bench.add_arguments(parser)
+    parser.set_defaults(run=lambda _context, arguments: bench.main(arguments))
 
 
 def _register_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -31,8 +31,11 @@ ALLOWED = {
     "coven.supervisor": (*COMMON, "coven.forwarder", "coven.network", "coven.processing", "coven.agents", "coven.dataplane"),
     "coven.management": (*COMMON, "coven.forwarder", "coven.package", "coven.descriptor", "coven.agents"),
     "coven.cli": (*COMMON, "coven.package", "coven.descriptor", "coven.management.problem", "coven.management.last_words",
-                  "coven.supervisor.config", "coven.demo"),
+                  "coven.supervisor.config", "coven.demo", "coven.bench"),
     "coven.demo": (*COMMON, "coven.package", "coven.cli"),
+    # a whole platform measured from outside: it plans as the agent does, and reads counters where the worker writes them
+    "coven.bench": (*COMMON, "coven.package", "coven.descriptor", "coven.forwarder", "coven.dataplane",
+                    "coven.management.supervisor_client", "coven.demo", "coven.cli"),
 }  # fmt: skip
 TOOLS = ("coven", "coven.__main__", "coven.docs_gen")  # see everything: start-up, generated pages
 # Parts of the pure planner: no files, no processes, no sockets, no clock.
@@ -51,7 +54,7 @@ IMPURE_MODULES = {
     "secrets",
 }
 # These are programs: what they print goes to a person or to a log.
-PROGRAMS = ("coven.cli", "coven.demo", "coven.management.__main__", "coven.processing.python.runtime")
+PROGRAMS = ("coven.cli", "coven.demo", "coven.bench", "coven.management.__main__", "coven.processing.python.runtime")
 
 
 def name_of(path: Path) -> str:

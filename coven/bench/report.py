@@ -1,0 +1,93 @@
+"""What was measured on, and the table that people see."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import coven
+from coven.cli.show import line, table
+
+ROOT = Path(coven.__file__).resolve().parents[1]
+
+
+def _fields(path: str, separator: str) -> dict[str, str]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    return {key.strip(): value.strip().strip('"') for key, _, value in (row.partition(separator) for row in lines)}
+
+
+def machine() -> dict[str, Any]:
+    """Say what was measured on."""
+    cpu = _fields("/proc/cpuinfo", ":")
+    return {
+        "cpu": cpu.get("model name", platform.machine()),
+        "cores": os.cpu_count(),
+        "virtual": "hypervisor" in cpu.get("flags", ""),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "kernel": platform.release(),
+        "system": _fields("/etc/os-release", "=").get("PRETTY_NAME", ""),
+        "python": platform.python_version(),
+        "load": [round(value, 1) for value in os.getloadavg()],
+    }
+
+
+def commit() -> str:
+    """Say which commit was measured, and whether files differ from it; the version where there is no repository."""
+
+    def git(*arguments: str) -> str:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return ""
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    found = git("rev-parse", "--short=12", "HEAD")
+    changed = git("status", "--porcelain", "--", "coven")
+    return f"{found}{' with changes' if changed else ''}" if found else f"version {coven.__version__}"
+
+
+def _number(value: float | None, scale: float = 1.0) -> str:
+    if value is None:
+        return ""
+    scaled = value * scale
+    return f"{scaled:.0f}" if scaled >= 1000 else f"{scaled:.1f}" if scaled >= 100 else f"{scaled:.2f}"
+
+
+def row_of(result: Mapping[str, Any]) -> list[str]:
+    """Give the cells of a result: case, Mpps, CPU ns, of it worker and components, bare, ratio, latency, remarks."""
+    bare = result["reference"] or {}
+    parts = result["details"].get("cpu_ns_by_part", {})
+    latency = result["latency_us"]
+    remarks = [result["hop"] or "", *(["INVALID: " + "; ".join(result["why"])] if result["why"] else [])]
+    return [
+        result["case"], _number(result["packets_per_second"], 1e-6), _number(result["ns_per_packet"]),
+        *(_number(parts[key]["median"]) if key in parts else "" for key in ("worker", "components")),
+        _number(bare.get("packets_per_second"), 1e-6), _number(bare.get("ns_per_packet")), _number(result["ratio"]),
+        "/".join(_number(latency[key]) for key in ("p50", "p99", "p999")) if latency else "",
+        " ".join(word for word in remarks if word),
+    ]  # fmt: skip
+
+
+COLUMNS = ("case", "Mpps", "CPU ns", "worker", "components", "bare Mpps", "bare ns", "ratio", "p50/p99/p99.9 us", "")
+
+
+def show(document: Mapping[str, Any]) -> None:
+    """Print one table for each scenario."""
+    near = document["hop"]
+    if near:
+        line(f"hop between the cores: {near['one_way_ns']['median']:.0f} ns one way, {near['regime']}")
+    for scenario in dict.fromkeys(result["scenario"] for result in document["results"]):
+        line(f"\n{scenario}")
+        rows = [row_of(result) for result in document["results"] if result["scenario"] == scenario]
+        shown = [i for i in range(len(COLUMNS)) if i == 0 or any(row[i] for row in rows)]
+        table([COLUMNS[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    for name, why in document["skipped"].items():
+        line(f"\n{name}: not measured: {why}")
+    line(f"\n{document['seconds']} s, commit {document['commit']}")

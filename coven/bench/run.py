@@ -1,0 +1,93 @@
+"""Runs the scenarios that were asked for, shows a table and writes the JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from coven.bench import hop, memory, report
+from coven.bench.measure import Programs
+from coven.bench.result import Result
+from coven.bench.session import Session
+from coven.errors import CovenError
+from coven.suggest import near_miss
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A named set of cases."""
+
+    run: Callable[[Session], list[Result]]
+    summary: str
+    needs_root: bool = False  # network namespaces
+    by_default: bool = True
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "memory": Scenario(
+        memory.run, "chains from memory to memory: fused, shared, copy; against a bare loop and bare rings"
+    ),
+}
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command; gives the exit status."""
+    if arguments.list:
+        for name, scenario in SCENARIOS.items():
+            needs = " (needs root)" if scenario.needs_root else ""
+            print(f"{name:<12} {scenario.summary}{needs}")
+        return 0
+    names = _names(arguments.scenarios)
+    programs = Programs()
+    session = Session(
+        rounds=1 if arguments.quick else max(1, arguments.rounds), only=arguments.only, quick=arguments.quick,
+        seconds=arguments.seconds, tools=tuple(arguments.tool or ()), bin_dir=arguments.bin_dir, programs=programs,
+    )  # fmt: skip
+    try:
+        document = measure(session, names)
+    finally:
+        programs.close()
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    report.show(document)
+    return 0
+
+
+def _names(given: list[str]) -> list[str]:
+    for name in given:
+        if name not in SCENARIOS:
+            raise CovenError(
+                "request.invalid", f"there is no scenario {name!r}",
+                hint=near_miss(name, SCENARIOS) or f"scenarios are: {', '.join(SCENARIOS)}",
+            )  # fmt: skip
+    return given or [name for name, scenario in SCENARIOS.items() if scenario.by_default]
+
+
+def measure(session: Session, names: list[str]) -> dict[str, Any]:
+    """Run scenarios one after the other; gives the document of the JSON file."""
+    begin = time.monotonic()
+    document: dict[str, Any] = {"machine": report.machine(), "commit": report.commit()}
+    document["date"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    document["quick"] = session.quick
+    near = hop.measure(session.programs)
+    document["hop"] = None if near is None else near.to_json()
+    results: list[Result] = []
+    skipped: dict[str, str] = {}
+    for name in names:
+        scenario = SCENARIOS[name]
+        if scenario.needs_root and os.geteuid() != 0:
+            skipped[name] = "needs root, for network namespaces"
+            continue
+        print(f"{name}: {scenario.summary}", file=sys.stderr, flush=True)
+        results += scenario.run(session)
+    document["results"] = [result.to_json() for result in results]
+    document["skipped"] = skipped
+    document["seconds"] = round(time.monotonic() - begin, 1)
+    return document
