@@ -35,7 +35,7 @@ ALLOWED = {
     "coven.demo": (*COMMON, "coven.package", "coven.cli"),
     # a whole platform measured from outside: it plans as the agent does, and reads counters where the worker writes them
     "coven.bench": (*COMMON, "coven.package", "coven.descriptor", "coven.forwarder", "coven.dataplane",
-                    "coven.management.supervisor_client", "coven.demo", "coven.cli"),
+                    "coven.management.supervisor_client", "coven.demo", "coven.cli", "coven.component"),
 }  # fmt: skip
 TOOLS = ("coven", "coven.__main__", "coven.docs_gen")  # see everything: start-up, generated pages
 # Parts of the pure planner: no files, no processes, no sockets, no clock.
