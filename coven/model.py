@@ -108,6 +108,7 @@ class Component:
     source: str  # folder within the package
     isolation: Isolation = Isolation.COPY  # asked for
     on_failure: OnFailure = OnFailure.DROP
+    hang_ms: int = 1000  # without moving while packets wait: it hangs
     options: Mapping[str, Any] | None = None  # as given; the plan puts in parameters and defaults
     limits: Limits = Limits()
     replicas: int = 1
@@ -165,3 +166,4 @@ class Vnf:
     flow_idle_timeout_s: float = 120.0
     pool_buffers: int = 16384
     pool_buffer_bytes: int | None = None  # None: the plan chooses by MTU
+    priority: tuple[str, ...] = ()  # kinds of packets, as coven.priority reads them

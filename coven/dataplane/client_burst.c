@@ -37,6 +37,13 @@ int coven_client_receive(struct coven_client *client, uint32_t max)
         struct coven_meta *meta = &burst->meta[i];
 
         *meta = client->in_meta[at];
+        if ((meta->verdict & COVEN_ALONE) != 0) {
+            if (i > 0) {
+                n = i;
+                break;
+            }
+            n = 1;
+        }
         if (meta->nsh_path != 0)
             burst->ext[i] = client->in_ext[at];
         else

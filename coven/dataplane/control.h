@@ -26,6 +26,16 @@ enum coven_control_op {
     COVEN_CONTROL_AGENT = 10,
     COVEN_CONTROL_EXIT = 11,
     COVEN_CONTROL_ATTENTION = 12,
+    COVEN_CONTROL_POISON_CLEAR = 13,
+    COVEN_CONTROL_NOTIFY = 64, /* worker to supervisor, not asked for and not answered; arg[0] says what */
+};
+
+/* What a NOTIFY tells: arg[0]. One that does not fit the socket is lost; what must not be lost lies in memory. */
+enum coven_notice {
+    COVEN_NOTICE_STILL = 1,  /* replica `index` has packets and has not moved for half its limit */
+    COVEN_NOTICE_HUNG = 2,   /* ... for arg[1] times its limit; told again each limit */
+    COVEN_NOTICE_MOVING = 3, /* ... it moves again */
+    COVEN_NOTICE_FUSED = 4,  /* fused component `index` does not return: the worker ends with status 4 */
 };
 
 struct coven_control {

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+from coven import priority
 from coven.dataplane.core import ffi, lib, sizeof
 from coven.errors import CovenError
 
@@ -164,6 +165,7 @@ def _component(row: CStruct, component: Mapping[str, Any], first_replica: int) -
     row.hold_limit = hold.get("packets", 256)
     row.hold_ms = hold.get("ms", 1000)
     row.n_buffers = component.get("copy_buffers", 1024)
+    row.hang_ms = component.get("hang_ms", 0)
 
 
 def _hop(row: CStruct, hop: Mapping[str, Any]) -> None:
@@ -190,6 +192,9 @@ def _plan(document: Mapping[str, Any], seed: tuple[int, int], created_ns: int) -
     if any(component.get("state") for component in components):
         plan.n_flows = flows.get("capacity", 65536)
     plan.flow_idle_ms = flows.get("idle_timeout_ms", 120000)
+    for i, rule in enumerate(priority.rules(document.get("priority") or ())):
+        plan.priorities[i] = {"kind": rule.kind, "value": rule.value}
+        plan.n_priorities = i + 1
     plan.profile = PROFILES[(document.get("worker") or {}).get("profile", "balanced")]
     plan.flow_seed = seed
     for i, port in enumerate(document["ports"]):

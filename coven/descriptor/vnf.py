@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from coven import priority
 from coven.descriptor.component import COMPONENT_FILE, parse_component_type
 from coven.descriptor.option_schema import check_schema, check_value, place_of
 from coven.descriptor.parameters import raise_all, references, substitute
@@ -74,6 +75,7 @@ def parse_vnf(read: ReadFile) -> Vnf:
     ports = {name: Port(name, (port or {}).get("summary", "")) for name, port in document.data["ports"].items()}
     parameters = _parameters(document, faults)
     components = _components(document, read, parameters, faults)
+    _check_priority(document, faults)
     for name in components:
         if name in ports:
             faults.append(
@@ -86,6 +88,23 @@ def parse_vnf(read: ReadFile) -> Vnf:
         _check_used(document, ports, components, paths, faults)
     raise_all(in_order(faults), "a descriptor", Where(VNF_FILE))
     return _vnf(document.data, ports, components, paths, parameters)
+
+
+def _check_priority(document: Document, faults: list[CovenError]) -> None:
+    """Check the kinds of packets that have priority, one by one and all together."""
+    names = document.data.get("priority") or []
+    found = len(faults)
+    for index, name in enumerate(names):
+        try:
+            priority.parse(name)
+        except CovenError as error:
+            faults.append(CovenError(error.code, f"priority[{index}]: {error.message}", hint=error.hint,
+                                     where=document.where(("priority", index))))  # fmt: skip
+    if len(faults) == found:
+        try:
+            priority.rules(names)
+        except CovenError as error:
+            faults.append(CovenError(error.code, error.message, where=document.where(("priority",), key=True)))
 
 
 def _vnf(
@@ -110,6 +129,7 @@ def _vnf(
         flow_idle_timeout_s=float(flows.get("idle_timeout", 120)),
         pool_buffers=pool.get("buffers", 16384),
         pool_buffer_bytes=pool.get("buffer_bytes"),
+        priority=tuple(data.get("priority") or ()),
     )
 
 
@@ -170,6 +190,7 @@ def _components(
             source=source,
             isolation=Isolation(description.get("isolation", Isolation.COPY)),
             on_failure=OnFailure(description.get("on_failure", OnFailure.DROP)),
+            hang_ms=description.get("hang_ms", 1000),
             options=given,
             limits=Limits(
                 memory_bytes=_memory(document, name, resources.get("memory", "256M"), faults),

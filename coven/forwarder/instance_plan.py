@@ -85,6 +85,7 @@ class ComponentPlan:
     isolation_asked: Isolation
     isolation: Isolation  # granted
     on_failure: OnFailure
+    hang_ms: int  # without moving while packets wait
     outputs: int
     options: Mapping[str, Any]
     replicas: int
@@ -130,6 +131,7 @@ class InstancePlan:
     components: tuple[ComponentPlan, ...]
     hops: tuple[HopPlan, ...]  # topological: a next hop's number is greater than the own
     paths: tuple[PathPlan, ...]
+    priority: tuple[str, ...] = ()  # kinds of packets (coven.priority)
     version: int = PLAN_VERSION
 
     def to_json(self) -> dict[str, Any]:

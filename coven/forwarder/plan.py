@@ -99,6 +99,7 @@ def plan(
         components=components,
         hops=hops,
         paths=tuple(PathPlan(path.name, path.ingress) for path in vnf.paths),
+        priority=vnf.priority,
     )
 
 
@@ -206,6 +207,7 @@ def _components(
                 isolation_asked=component.isolation,
                 isolation=isolation,
                 on_failure=component.on_failure,
+                hang_ms=component.hang_ms,
                 outputs=kind.outputs,
                 options=_options(component, values, faults),
                 replicas=1 if isolation is Isolation.FUSED else component.replicas,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
-from coven import limits
+from coven import limits, priority
 from coven.errors import CovenError, Where
 from coven.forwarder.bindings import INTERFACE_PATTERN, normalise
 from coven.forwarder.instance_plan import (
@@ -176,6 +176,10 @@ def check_plan(plan: InstancePlan) -> None:
     isolated = sum(c.replicas for c in plan.components if c.isolation is not Isolation.FUSED)
     _range(isolated, 0, limits.MAX_REPLICAS, "plan.components: isolated replicas")
     _check_hops(plan)
+    try:
+        priority.rules(plan.priority)
+    except CovenError as error:
+        refuse("plan.priority", error.message)
 
 
 def _check_sizes(plan: InstancePlan) -> None:
@@ -264,6 +268,7 @@ def _check_component(plan: InstancePlan, component: ComponentPlan, part: str) ->
     _range(component.limits.memory_bytes, 1 << 20, 1 << 42, f"{part}.limits.memory_bytes")
     _range(component.limits.cpu, 0.01, 1024, f"{part}.limits.cpu")
     _range(component.limits.pids, 1, 32768, f"{part}.limits.pids")
+    _range(component.hang_ms, 100, 600_000, f"{part}.hang_ms")
     _range(component.hold.packets, 0, 65536, f"{part}.hold.packets")
     _range(component.hold.ms, 1, 3_600_000, f"{part}.hold.ms")
     _range(len(component.metrics), 0, limits.MAX_METRICS, f"{part}.metrics: number")

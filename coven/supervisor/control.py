@@ -6,7 +6,7 @@ import array
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from coven.dataplane.core import Control, pack_control, unpack_control
 from coven.errors import CovenError, Where
@@ -14,6 +14,8 @@ from coven.errors import CovenError, Where
 (
     SEGMENT, PORT, CODE, READY, RUN, PAUSE, ATTACH, DETACH, SNAPSHOT, AGENT, EXIT, ATTENTION,
 ) = range(1, 13)  # fmt: skip
+POISON_CLEAR, NOTIFY = 13, 64
+STILL, HUNG, MOVING, FUSED = range(1, 5)  # enum coven_notice
 REPLY = 0x80000000
 DATAGRAM = 65536
 TIMEOUT = 5.0  # seconds; a worker looks at its socket at least every 64 loops
@@ -30,8 +32,9 @@ class WorkerSilent(CovenError):
 class WorkerControl:
     """Requests to one worker. The socket is a duplicate of `fd`, which stays the caller's."""
 
-    def __init__(self, fd: int, part: str) -> None:
-        """part: name of the worker, for errors."""
+    def __init__(self, fd: int, part: str, on_notice: Callable[[Control], None] = lambda notice: None) -> None:
+        """part: name of the worker, for errors. on_notice: called with each NOTIFY, which nobody asked for."""
+        self._on_notice = on_notice
         self._sock = socket.socket(fileno=os.dup(fd))
         self._sock.setblocking(False)
         self._part = part
@@ -113,6 +116,9 @@ class WorkerControl:
             try:
                 answer = unpack_control(datagram)
             except CovenError:
+                continue
+            if answer.op == NOTIFY:
+                self._on_notice(answer)
                 continue
             future = self._open.get(answer.seq)
             if future is not None and not future.done() and answer.op & REPLY:

@@ -19,6 +19,7 @@ def component(name: str, root: Path, framework: str = "python", **more: Any) -> 
         "isolation_asked": "copy",
         "isolation": "copy",
         "on_failure": "drop",
+        "hang_ms": 1000,
         "outputs": 1,
         "options": {},
         "replicas": 1,
@@ -60,6 +61,7 @@ def chain(
     back: bool = False,
     flows: int = 1024,
     buffers: int = 2048,
+    priority: Sequence[str] = (),
 ) -> dict[str, Any]:
     """A plan in which packets go from the first port through all components to the second; `back`: and back."""
     hops: list[dict[str, Any]] = []
@@ -89,4 +91,5 @@ def chain(
         "components": [dict(entry) for entry in components],
         "hops": hops,
         "paths": paths,
+        "priority": list(priority),
     }

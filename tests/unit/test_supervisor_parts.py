@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from coven import priority
 from coven.errors import CovenError
 from coven.model import Limits
 from coven.supervisor import cgroup, journal
@@ -284,5 +285,12 @@ def test_numbers_written_here_are_those_of_the_headers() -> None:
         assert getattr(instance, name) == getattr(lib, f"COVEN_SEGMENT_{name}")
     for name in ("SEGMENT", "PORT", "CODE", "READY", "RUN", "PAUSE", "ATTACH", "DETACH", "SNAPSHOT", "AGENT", "EXIT", "ATTENTION"):  # fmt: skip
         assert getattr(control, name) == getattr(lib, f"COVEN_CONTROL_{name}")
+    for name in ("POISON_CLEAR", "NOTIFY"):
+        assert getattr(control, name) == getattr(lib, f"COVEN_CONTROL_{name}")
+    for name in ("STILL", "HUNG", "MOVING", "FUSED"):
+        assert getattr(control, name) == getattr(lib, f"COVEN_NOTICE_{name}")
+    for name in ("ETHER", "IP", "UDP", "TCP", "ND"):
+        assert getattr(priority, name) == getattr(lib, f"COVEN_PRIORITY_{name}")
+    assert priority.MOST == lib.COVEN_MAX_PRIORITIES
     assert control.REPLY == lib.COVEN_CONTROL_REPLY
     assert ffi.sizeof(ffi.new("struct coven_replica *").last_words) == component.LAST_WORDS_BYTES

@@ -35,6 +35,7 @@
 #define COVEN_MAX_OUTPUTS 8u  /* outputs of one component */
 #define COVEN_MAX_METRICS 64u /* metric cells of one replica */
 #define COVEN_MAX_REASONS 64u
+#define COVEN_MAX_PRIORITIES 32u     /* kinds of packets with priority */
 #define COVEN_POOL_DATA_OFFSET 4096u /* of buffer 0 in the pool */
 #define COVEN_NAME_BYTES 32u         /* NUL included: ^[a-z][a-z0-9-]{0,30}$ */
 #define COVEN_USER_WORDS 4u
@@ -79,6 +80,10 @@ enum coven_verdict {
     COVEN_HOLD = 2,    /* the component keeps the packet and gives it back in a later burst */
     COVEN_CONSUME = 3, /* the function took the packet for itself: not a drop, not a loss */
 };
+
+/* In the in-ring, beside the verdict: take this entry in a burst of its own, so that `current` names it. Set for packets
+ * that were there when the component died before. */
+#define COVEN_ALONE 0x80u
 
 /* One line for each packet and hop. [rw]: the component may change it and the worker takes it back after
  * checking; everything else is told to the component and ignored on return. */
@@ -255,7 +260,8 @@ struct coven_plan_component {
     uint32_t hold_ms;    /* and for how long */
     uint32_t split;      /* reserved: key for replicas */
     uint32_t n_buffers;  /* packets a replica may have at once; copy: buffers of its own */
-    uint8_t reserved[48];
+    uint32_t hang_ms;    /* it hangs when it moves nothing so long with packets waiting; 0: nobody looks */
+    uint8_t reserved[44];
 };
 
 /* Where a packet goes next: hop if not COVEN_NO_HOP, else port if not COVEN_NO_PORT, else nowhere
@@ -278,6 +284,20 @@ struct coven_plan_path {
     uint8_t reserved[28];
 };
 
+/* Packets that still come in when there is no room for others. */
+enum coven_priority_kind {
+    COVEN_PRIORITY_ETHER = 1, /* value: EtherType behind all tags */
+    COVEN_PRIORITY_IP = 2,    /* protocol number; IPv6: behind the extension headers */
+    COVEN_PRIORITY_UDP = 3,   /* port, source or destination */
+    COVEN_PRIORITY_TCP = 4,
+    COVEN_PRIORITY_ND = 5, /* ICMPv6 types 133 to 137; value: 0 */
+};
+
+struct coven_plan_priority {
+    uint16_t kind; /* enum coven_priority_kind */
+    uint16_t value;
+};
+
 enum coven_profile {
     COVEN_PROFILE_BALANCED = 0,
     COVEN_PROFILE_LOW_LATENCY = 1,
@@ -292,7 +312,7 @@ struct coven_plan {
     uint32_t n_flows; /* capacity of the flow table; 0: no component keeps flow state */
     uint32_t flow_idle_ms;
     uint32_t profile; /* enum coven_profile */
-    uint32_t reserved0;
+    uint32_t n_priorities;
     uint64_t flow_seed[2]; /* secret key of the flow hash */
     uint64_t ledger_bytes;
     struct coven_plan_port ports[COVEN_MAX_PORTS];
@@ -300,6 +320,7 @@ struct coven_plan {
     /* hops are in topological order: next[].hop is always greater than the hop's own number */
     struct coven_plan_hop hops[COVEN_MAX_HOPS];
     struct coven_plan_path paths[COVEN_MAX_PATHS];
+    struct coven_plan_priority priorities[COVEN_MAX_PRIORITIES];
 };
 
 /* ---- stats: counters --------------------------------------------------------------------------- */
