@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from coven.bench import hop, memory, report
+from coven.bench import hop, memory, report, wire
 from coven.bench.measure import Programs
 from coven.bench.result import Result
 from coven.bench.session import Session
@@ -32,6 +32,9 @@ class Scenario:
 SCENARIOS: dict[str, Scenario] = {
     "memory": Scenario(
         memory.run, "chains from memory to memory: fused, shared, copy; against a bare loop and bare rings"
+    ),
+    "wire": Scenario(
+        wire.run, "veth to veth at full load: CPU time of a packet by size and NIC tool; against bare forwarders", True
     ),
 }
 
