@@ -16,6 +16,7 @@ NAME_PATTERN = r"^[a-z][a-z0-9-]{0,30}$"
 
 # Not of abi.h, but what one message of the Extended Agent protocol (65536 bytes) leaves room for.
 MAX_OPTIONS_BYTES = 32 * 1024
+MAX_WORKERS = 16  # of one instance
 MIN_BUFFERS, MAX_BUFFERS = 512, 1 << 20
 MIN_BUFFER_BYTES, MAX_BUFFER_BYTES = 2048, 1 << 17
 MAX_POOL_BYTES = 8 << 30

@@ -113,18 +113,19 @@ static uint16_t checksum(uint32_t sum)
 static void write_packet(const struct gen *self, const struct coven_plan_port *plan, uint64_t n, uint32_t bytes,
                          uint8_t *out)
 {
-    uint32_t flow = plan->gen_flows > 1 ? (uint32_t)(n % plan->gen_flows) : 0;
+    uint32_t flow = plan->gen_first_flow + (plan->gen_flows > 1 ? (uint32_t)(n % plan->gen_flows) : 0);
     uint32_t source = SOURCE + flow / FLOW_PORTS, source_port = FIRST_PORT + flow % FLOW_PORTS;
     uint32_t source_sum = (source >> 16) + (source & 0xffff);
     uint32_t udp_bytes = bytes - COVEN_ETH_BYTES - 20;
-    uint32_t n_sum =
-        (uint32_t)(n >> 48) + (uint32_t)(n >> 32 & 0xffff) + (uint32_t)(n >> 16 & 0xffff) + (uint32_t)(n & 0xffff);
+    uint64_t number = n + plan->gen_first_packet;
+    uint32_t number_sum = (uint32_t)(number >> 48) + (uint32_t)(number >> 32 & 0xffff) +
+                          (uint32_t)(number >> 16 & 0xffff) + (uint32_t)(number & 0xffff);
     uint8_t *ip = out + COVEN_ETH_BYTES, *udp = ip + 20;
     uint16_t sum;
 
     memcpy(out, self->template, sizeof(self->template));
-    coven_store_be32(out + sizeof(self->template), (uint32_t)(n >> 32));
-    coven_store_be32(out + sizeof(self->template) + 4, (uint32_t)n);
+    coven_store_be32(out + sizeof(self->template), (uint32_t)(number >> 32));
+    coven_store_be32(out + sizeof(self->template) + 4, (uint32_t)number);
     memset(out + sizeof(self->template) + 8, 0, bytes - sizeof(self->template) - 8);
     coven_store_be16(ip + 2, bytes - COVEN_ETH_BYTES);
     coven_store_be32(ip + 12, source);
@@ -132,7 +133,7 @@ static void write_packet(const struct gen *self, const struct coven_plan_port *p
     coven_store_be16(udp, source_port);
     coven_store_be16(udp + 4, udp_bytes);
     /* the length counts twice: in the header and in the pseudo header (RFC 768) */
-    sum = checksum(self->udp_sum + 2 * udp_bytes + source_sum + source_port + n_sum);
+    sum = checksum(self->udp_sum + 2 * udp_bytes + source_sum + source_port + number_sum);
     coven_store_be16(udp + 6, sum ? sum : 0xffff);
 }
 

@@ -190,13 +190,13 @@ def _check_sizes(plan: InstancePlan) -> None:
     pool = plan.pool
     _range(pool.buffers, limits.MIN_BUFFERS, limits.MAX_BUFFERS, "plan.pool.buffers")
     _range(pool.buffer_bytes, limits.MIN_BUFFER_BYTES, limits.MAX_BUFFER_BYTES, "plan.pool.buffer_bytes")
-    _range(pool.buffers * pool.buffer_bytes, 1, limits.MAX_POOL_BYTES, "plan.pool: bytes")
     if pool.buffer_bytes & (pool.buffer_bytes - 1):
         refuse("plan.pool.buffer_bytes", "must be a power of two")
     _range(pool.headroom, 0, pool.buffer_bytes // 2, "plan.pool.headroom")
     _range(plan.flows.capacity, 0, limits.MAX_FLOWS, "plan.flows.capacity")
     _range(plan.flows.idle_timeout_ms, 1, 2**32 - 1, "plan.flows.idle_timeout_ms")
-    _range(len(plan.worker.cores), 1, 1, "plan.worker.cores: number")
+    _range(len(plan.worker.cores), 1, limits.MAX_WORKERS, "plan.worker.cores: number")
+    _range(pool.buffers * pool.buffer_bytes * len(plan.worker.cores), 1, limits.MAX_POOL_BYTES, "plan.pool: bytes")
     for core in plan.worker.cores:
         _range(core or 0, 0, 4095, "plan.worker.cores")
     if plan.worker.profile not in PROFILES:

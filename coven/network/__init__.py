@@ -6,11 +6,11 @@ closes nothing.
 
     tool = tool_of(port)                  # port: an entry of "ports" in an instance plan
     opened = tool.open(port, taken=names) # CovenError `port.*` when it cannot be
-    opened.fds                            # (rx, tx): always two, for the PORT message; the caller keeps them open
+    opened.of_workers(n)                  # (rx, tx) of each worker: always two, for PORT; the caller keeps them open
     opened.plan_fields                    # what goes into coven_plan_port: tool, mtu, ring_frames, ...
     opened.note                           # a sentence for the operator: what was chosen and why
     opened.begin()                        # before packets move: an output file that exists is emptied now, not before
-    opened.close()                        # closes both and puts back what was before: interface, file not begun
+    opened.close()                        # closes all and puts back what was before: interface, file not begun
 
 A successor of the supervisor that got the descriptors back from the keeper calls
 `adopt(opened.to_json(), fds)` and has the same object. `LinkWatcher` tells when an interface goes up, down

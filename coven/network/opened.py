@@ -22,7 +22,7 @@ FLAG_NANOSECOND = 2  # COVEN_PORT_NANOSECOND of abi.h
 class OpenedPort:
     """A port that is open. Belongs to the supervisor; closing twice is harmless.
 
-    fds: (rx, tx), both always there: what a direction does not have is an open /dev/null.
+    fds: (rx, tx) for each worker, both always there: what a direction does not have is an open /dev/null.
     plan_fields: values of `struct coven_plan_port` that are known only now.
     settings: files under /proc/sys and what they held before, written back by `close`.
     index: of the interface; another of the same name has another one. None for ports on files.
@@ -33,7 +33,7 @@ class OpenedPort:
     name: str
     tool: str
     interface: str | None
-    fds: tuple[int, int]
+    fds: tuple[int, ...]
     plan_fields: dict[str, int]
     note: str
     settings: dict[str, str] = field(default_factory=dict)
@@ -41,6 +41,11 @@ class OpenedPort:
     index: int | None = None
     output: Output | None = None
     begun: bool = False
+
+    def of_workers(self, workers: int) -> list[tuple[int, ...]]:
+        """Give the descriptors of each worker."""
+        each = len(self.fds) // workers
+        return [self.fds[worker * each : (worker + 1) * each] for worker in range(workers)]
 
     def begin(self) -> None:
         """Packets may come from now on: empty the file that is written. Once for each opening. Raises OSError."""
@@ -79,14 +84,13 @@ class OpenedPort:
 
 
 def adopt(document: Mapping[str, Any], fds: Sequence[int]) -> OpenedPort:
-    """Rebuild a port that another process opened. fds: (rx, tx), owned by the result from now on."""
-    rx, tx = fds
+    """Rebuild a port that another process opened. fds: of all or the first worker, owned by the result from now on."""
     shield, output = document["shield"], document.get("output")
     return OpenedPort(
         name=str(document["name"]),
         tool=str(document["tool"]),
         interface=document["interface"],
-        fds=(rx, tx),
+        fds=tuple(fds),
         plan_fields={str(key): int(value) for key, value in document["plan_fields"].items()},
         note=str(document["note"]),
         settings={str(key): str(value) for key, value in document["settings"].items()},

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from coven.errors import CovenError, Where
+from coven.network import fanout
 from coven.network.captures import Output, foresee_output, mark_opening, open_input, open_output
 from coven.network.interfaces import Interface, check_interface, list_interfaces, set_up
 from coven.network.opened import FLAG_NANOSECOND, OpenedPort, change, hold, restore
@@ -41,7 +42,7 @@ SEND_BYTES = 4 << 20
 
 # linux/if_tun.h
 TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D0, 0x400454D8
-IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN, TUN_F_USO4, TUN_F_USO6 = 0x1, 0x2, 0x4, 0x8, 0x20, 0x40
 VNET_HEADER_BYTES = 10
 
@@ -60,7 +61,8 @@ class NicTool(Protocol):
     def open(self, port: Mapping[str, Any], *, taken: Collection[str] = ()) -> OpenedPort:
         """Open a port of an instance plan; nothing is left changed when it raises CovenError.
 
-        taken: names of interfaces that other ports have.
+        `workers` of the port: how many share it; each gets descriptors of its own, and the packets of a flow, in both
+        directions, get to the same one. taken: names of interfaces that other ports have.
         """
         ...
 
@@ -104,21 +106,29 @@ class AfpacketTool:
             try:
                 settings = change(_settings_of(interface.name))
                 undo.callback(restore, settings)
-                rx = receive_socket(interface.name, interface.index, slot_bytes, slots)
-                undo.callback(rx.close)
-                tx = send_socket(interface.name)
-                undo.callback(tx.close)
+                sockets: list[socket.socket] = []
+                workers = fanout.workers_of(port)
+                for _ in range(workers):
+                    geometry = (slot_bytes, slots)
+                    sockets.append(
+                        undo.enter_context(
+                            receive_socket(interface.name, interface.index, *geometry, is_shut=workers > 1)
+                        )
+                    )
+                    sockets.append(undo.enter_context(send_socket(interface.name)))
+                if workers > 1:
+                    fanout.share_packets(sockets[::2])
             except PermissionError as error:
                 raise _no_privilege(port, f"opening {interface.name}") from error
             except OSError as error:
                 raise _refused(port, interface, error) from error
-            made = raise_shield(interface.index)
+            shielded = raise_shield(interface.index)
             undo.pop_all()
             return OpenedPort(
                 name=str(port["name"]),
                 tool=self.name,
                 interface=interface.name,
-                fds=(rx.detach(), tx.detach()),
+                fds=tuple(made.detach() for made in sockets),
                 plan_fields={
                     "tool": TOOL_AFPACKET,
                     "mtu": interface.mtu,
@@ -127,9 +137,10 @@ class AfpacketTool:
                     "flags": 0,
                 },
                 note=f"{interface.name}: receive ring of {slots} slots of {slot_bytes} bytes ({RING_BYTES >> 20} MiB)"
-                + ("" if made else "; the host's own stack sees the traffic too (no cls_bpf in this kernel)"),
+                + (f" for each of {workers} workers" if workers > 1 else "")
+                + ("" if shielded else "; the host's own stack sees the traffic too (no cls_bpf in this kernel)"),
                 settings=settings,
-                shield=(interface.index, made) if made else None,
+                shield=(interface.index, shielded) if shielded else None,
                 index=interface.index,
             )
 
@@ -147,8 +158,10 @@ def ring_geometry(mtu: int) -> tuple[int, int]:
     return slot_bytes, RING_BYTES // slot_bytes
 
 
-def receive_socket(interface: str, index: int, slot_bytes: int, slots: int) -> socket.socket:
-    """Make a packet socket with a TPACKET_V2 ring; it receives as soon as it is returned.
+def receive_socket(
+    interface: str, index: int, slot_bytes: int, slots: int, *, is_shut: bool = False
+) -> socket.socket:
+    """Make a packet socket with a TPACKET_V2 ring; unless it is shut, it receives as soon as it is returned.
 
     V2, because V3 adds its block time-out (about 1 ms) at low rates.
     """
@@ -162,6 +175,8 @@ def receive_socket(interface: str, index: int, slot_bytes: int, slots: int) -> s
         blocks = slot_bytes * slots // RING_BLOCK_BYTES
         made.setsockopt(SOL_PACKET, PACKET_RX_RING, struct.pack("=4I", RING_BLOCK_BYTES, blocks, slot_bytes, slots))
         made.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, struct.pack("=iHH8x", index, PACKET_MR_PROMISC, 0))
+        if is_shut:
+            fanout.shut(made)
         made.bind((interface, ETH_P_ALL))
     except OSError:
         made.close()
@@ -257,7 +272,7 @@ class PcapTool:
             name=str(port["name"]),
             tool=self.name,
             interface=None,
-            fds=(rx, tx),
+            fds=(rx, tx, *(_nothing() for _ in range(2 * fanout.workers_of(port) - 2))),  # worker 0 has both files
             plan_fields={"tool": TOOL_PCAP, "mtu": 0, "ring_frames": 0, "ring_frame_bytes": 0, "flags": flags},
             note=f"reads {source or 'nothing'}, writes {target or 'nothing'}",
             output=output,
@@ -283,16 +298,18 @@ class TapTool:
                 hint="give the tap another name, or remove the interface; COVEN makes its taps itself",
                 where=where,
             )
-        fd = -1
+        fds: list[int] = []
+        workers = fanout.workers_of(port)
         try:
-            fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-            attach_tap(fd, name)
+            for _ in range(workers):
+                fds.append(os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+                attach_tap(fds[-1], name, has_queues=workers > 1)
+                fds.append(os.dup(fds[-1]))
             made = list_interfaces()[name]
             set_up(made.index, int(port.get("options", {}).get("mtu", 0)) or None)
             mtu = list_interfaces()[name].mtu
-            tx = os.dup(fd)
         except BaseException as error:
-            if fd >= 0:
+            for fd in fds:
                 os.close(fd)
             if isinstance(error, PermissionError):
                 raise _no_privilege(port, f"making the tap {name}") from error
@@ -308,16 +325,21 @@ class TapTool:
             name=str(port["name"]),
             tool=self.name,
             interface=name,
-            fds=(fd, tx),
+            fds=tuple(fds),
             plan_fields={"tool": TOOL_TAP, "mtu": mtu, "ring_frames": 0, "ring_frame_bytes": 0, "flags": 0},
-            note=f"made the tap {name}",
+            note=f"made the tap {name}" + (f" with {workers} queues" if workers > 1 else ""),
             index=made.index,
         )
 
 
-def attach_tap(fd: int, name: str) -> None:
-    """Give an open /dev/net/tun its interface, with virtio-net headers and all offloads that can be split."""
-    request = struct.pack("16sH22x", name.encode("ascii"), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
+def attach_tap(fd: int, name: str, *, has_queues: bool = False) -> None:
+    """Give an open /dev/net/tun its interface, with virtio-net headers and all offloads that can be split.
+
+    has_queues: it is one queue of several. The kernel gives a flow's packets to the queue that packets of the flow
+    were written to last, else to one by the same hash as in `fanout`.
+    """
+    flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if has_queues else 0)
+    request = struct.pack("16sH22x", name.encode("ascii"), flags)
     fcntl.ioctl(fd, TUNSETIFF, request)
     fcntl.ioctl(fd, TUNSETVNETHDRSZ, struct.pack("=i", VNET_HEADER_BYTES))
     tcp = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN
@@ -339,13 +361,15 @@ class GenTool:
     def open(self, port: Mapping[str, Any], *, taken: Collection[str] = ()) -> OpenedPort:
         """Need nothing from the system but a descriptor that tells one opening from another."""
         options = port["options"]
-        fd = os.memfd_create("coven-gen", os.MFD_CLOEXEC)
-        mark_opening(fd)
+        fds: list[int] = []
+        for _ in range(fanout.workers_of(port)):
+            fds += [os.memfd_create("coven-gen", os.MFD_CLOEXEC), _nothing()]
+            mark_opening(fds[-2])
         return OpenedPort(
             name=str(port["name"]),
             tool=self.name,
             interface=None,
-            fds=(fd, _nothing()),
+            fds=tuple(fds),
             plan_fields={
                 "tool": TOOL_GEN,
                 "mtu": 0,

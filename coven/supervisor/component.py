@@ -43,6 +43,8 @@ class Home:
     """What a replica needs of its instance."""
 
     instance: str
+    worker: int | None  # None: there is only one
+    name: Callable[[str], str]  # of what belongs to this worker in the keeper
     declarations: Callable[[int], dict[str, Any]]  # index of a component -> its part of the plan as JSON
     segment: Callable[[int], Any]  # number of a replica -> image of a new replica segment
     attach: Callable[[Replica], Awaitable[None]]  # tell the worker that it is ready
@@ -56,7 +58,7 @@ class Replica:
     def __init__(
         self, context: Context, home: Home, plan: ComponentPlan, index: int, number: int, replica: int
     ) -> None:
-        """index: of the component; number: through all isolated replicas; replica: within the component."""
+        """index: of the component; number: through the worker's replicas; replica: through all of the component."""
         self._context, self._home = context, home
         self.plan, self.index, self.number, self.replica = plan, index, number, replica
         self.program: Program | None = None
@@ -78,12 +80,14 @@ class Replica:
     @property
     def part(self) -> str:
         """Name in errors and events."""
-        return f"component {self.plan.name}" + (f" replica {self.replica}" if self.plan.replicas > 1 else "")
+        several = f" replica {self.replica}" if self.plan.replicas > 1 else ""
+        whose = f" of worker {self._home.worker}" if self._home.worker is not None else ""
+        return f"component {self.plan.name}{several}{whose}"
 
     @property
     def fds_name(self) -> str:
         """Name of the descriptors in the keeper: segment, doorbells in and out, agent socket, log."""
-        return f"{self._home.instance}/replica.{self.number}"
+        return self._home.name(f"replica.{self.number}")
 
     @property
     def group(self) -> str:
@@ -271,10 +275,10 @@ class Replica:
         if program is None:
             raise CovenError("platform.internal", f"{self.part} was not built")
         segment = self.attach_fds()[0]
-        (state,) = context.keeper.get(f"{self._home.instance}/state.{self.index}")
+        (state,) = context.keeper.get(self._home.name(f"state.{self.index}"))
         fds = {**ends, 2: ends[1], FD_REPLICA: segment, FD_STATE: state}
         if plan.isolation == "shared":
-            (fds[FD_POOL],) = context.keeper.get(f"{self._home.instance}/pool")
+            (fds[FD_POOL],) = context.keeper.get(self._home.name("pool"))
         privileged = context.settings.privileged
         sandbox = Sandbox(
             uid=self.uid,

@@ -35,6 +35,11 @@ def make(image: SegmentImage, uid: int, gid: int | None = None) -> int:
     return fd
 
 
+def stats_name(platform: str, instance: str, worker: int) -> str:
+    """Give the POSIX name of a worker's stats segment."""
+    return f"/{platform}-{instance}" + (f".{worker}" if worker else "")
+
+
 def make_stats(image: SegmentImage, name: str, gid: int) -> int:
     """Make the stats segment under a POSIX name that the group `gid` may read."""
     import posix_ipc  # type: ignore[import-not-found]

@@ -70,13 +70,38 @@ def _owners(ledger_fd: int) -> tuple[list[int], list[int], int]:
     return kinds, [0] * lib.COVEN_MAX_COMPONENTS, kinds[0]
 
 
-def snapshot(plan: InstancePlan, raw: dict[str, Any], restarts: dict[str, int]) -> dict[str, Any]:
-    """Give section 8's document. restarts: of each component, which only the supervisor knows."""
+def snapshot(plan: InstancePlan, workers: list[dict[str, Any]], restarts: dict[str, int]) -> dict[str, Any]:
+    """Give section 8's document: sums over all workers, and what tells the share of each.
+
+    workers: of each what `from_worker` or `from_memory` gave. restarts: of each component, which only the supervisor
+    knows.
+    """
+    total = _sum(workers)
+    document = _one(plan, total)
+    for name, row in document["components"].items():
+        row["restarts"] = restarts.get(name, 0)
+    shares = [_one(plan, raw) for raw in workers]
+    return {
+        **document,
+        "workers": [{key: share[key] for key in ("accounting", "held", "ports", "worker")} for share in shares],
+        "time": total["time"],
+    }
+
+
+def _sum(workers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Add up numbers and lists of numbers; the time is that of the last."""
+    total: dict[str, Any] = {"time": max(raw["time"] for raw in workers)}
+    for key in ("held", "free_buffers"):
+        total[key] = sum(raw[key] for raw in workers)
+    for key in ("held_by_kind", "held_by_component", "cells"):
+        total[key] = [sum(row) for row in zip(*(raw[key] for raw in workers), strict=True)]
+    return total
+
+
+def _one(plan: InstancePlan, raw: dict[str, Any]) -> dict[str, Any]:
     cells: list[int] = raw["cells"]
     ports = {p.name: _row(cells, PORT_BASE + 8 * i, PORT_KEYS) for i, p in enumerate(plan.ports)}
     components = {c.name: _row(cells, COMPONENT_BASE + 8 * i, COMPONENT_KEYS) for i, c in enumerate(plan.components)}
-    for name, row in components.items():
-        row["restarts"] = restarts.get(name, 0)
     drops = _drops(plan, cells)
     return {
         "accounting": _accounting(ports, components, sum(row["packets"] for row in drops), raw["held"]),
@@ -89,7 +114,6 @@ def snapshot(plan: InstancePlan, raw: dict[str, Any], restarts: dict[str, int]) 
         "components": components,
         "paths": {p.name: _row(cells, PATH_BASE + 4 * i, PATH_KEYS) for i, p in enumerate(plan.paths)},
         "worker": {**_row(cells, 0, WORKER_KEYS), "free_buffers": raw["free_buffers"]},
-        "time": raw["time"],
     }
 
 
@@ -126,11 +150,14 @@ def _drops(plan: InstancePlan, cells: list[int]) -> list[dict[str, Any]]:
     return found
 
 
-def declared(plan: InstancePlan, state_fds: list[int]) -> dict[str, Any]:
-    """Give the metrics that components declare, read from their state segments without asking anybody."""
+def declared(plan: InstancePlan, state_fds: list[list[int]]) -> dict[str, Any]:
+    """Give the metrics that components declare, read from their state segments without asking anybody.
+
+    state_fds: of each worker, one for each component.
+    """
     out: dict[str, Any] = {}
     for index, component in enumerate(plan.components):
-        replicas = _cells_of(state_fds[index], component.replicas)
+        replicas = [row for fds in state_fds for row in _cells_of(fds[index], component.replicas)]
         rows = []
         for cells in replicas:
             row: dict[str, float] = {}

@@ -253,7 +253,8 @@ class Platform:
         try:
             for replica in instance.replicas:
                 await replica.revive()
-            await instance.worker.revive()
+            for worker in instance.workers:
+                await worker.revive()
         except CovenError as error:
             log.error("instance=%s not all of it could be revived: %s", instance.id, error)
 
@@ -317,7 +318,7 @@ class Platform:
         """Give the names of control groups that belong to something."""
         found: set[str] = set()
         for instance in self.instances.values():
-            found |= {instance.worker.group, *(replica.group for replica in instance.replicas)}
+            found |= {part.group for part in instance.processes}
         return found
 
     # ---- the end --------------------------------------------------------------------------------

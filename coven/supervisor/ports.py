@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from coven.errors import CovenError, Where
+from coven.forwarder.shares import share_of
 from coven.supervisor.context import Context
 
 if TYPE_CHECKING:
@@ -20,16 +21,16 @@ if TYPE_CHECKING:
 class PortSet:
     """The ports of one instance by name, in the plan's order."""
 
-    def __init__(self, context: Context, instance: str, plans: tuple[PortPlan, ...]) -> None:
-        """Nothing is open yet."""
-        self._context, self._instance, self._plans = context, instance, plans
+    def __init__(self, context: Context, instance: str, plans: tuple[PortPlan, ...], workers: int) -> None:
+        """Nothing is open yet. workers: that each port is opened for."""
+        self._context, self._instance, self._plans, self._workers = context, instance, plans, workers
         self._opened: dict[str, dict[str, Any]] = {}  # OpenedPort.to_json() of open ones
         self.states = dict.fromkeys((plan.name for plan in plans), "closed")
         self._changing = {plan.name: asyncio.Lock() for plan in plans}  # a port is opened or closed, not both at once
 
-    def fds_name(self, port: str) -> str:
-        """Name of a port's descriptors in the keeper."""
-        return f"{self._instance}/port.{port}"
+    def fds_name(self, port: str, worker: int) -> str:
+        """Name of a worker's descriptors of a port in the keeper."""
+        return f"{self._instance}/" + (f"w{worker}.port.{port}" if worker else f"port.{port}")
 
     async def open(self, plan: PortPlan) -> None:
         """Open one port. Raises CovenError `port.*`, `platform.no-privilege`; cancelled, it leaves nothing open."""
@@ -64,7 +65,8 @@ class PortSet:
             raise
         self._opened[plan.name] = opened.to_json()
         self._context.save()
-        self._context.keeper.put(self.fds_name(plan.name), [os.dup(fd) for fd in opened.fds])
+        for worker, fds in enumerate(opened.of_workers(self._workers)):
+            self._context.keeper.put(self.fds_name(plan.name, worker), [os.dup(fd) for fd in fds])
         for fd in opened.fds:
             os.close(fd)
         self.states[plan.name] = "up"
@@ -74,7 +76,8 @@ class PortSet:
         """Close one port. No harm if it is not open; one that is being opened is waited for."""
         async with self._changing[plan.name]:
             document = self._opened.get(plan.name)
-            self._context.keeper.drop(self.fds_name(plan.name))
+            for worker in range(self._workers):
+                self._context.keeper.drop(self.fds_name(plan.name, worker))
             if document is not None:
                 from coven.network import adopt
 
@@ -99,7 +102,7 @@ class PortSet:
             document = self._opened.get(plan.name, {})
             if document.get("output") is None or document["begun"]:
                 continue
-            fds = [os.dup(fd) for fd in self._context.keeper.get(self.fds_name(plan.name))]
+            fds = [os.dup(fd) for fd in self._context.keeper.get(self.fds_name(plan.name, 0))]
             try:
                 port = adopt(document, fds)
                 await asyncio.to_thread(port.begin)
@@ -113,14 +116,17 @@ class PortSet:
                     os.close(fd)
         self._context.save()  # a successor that runs this again must not empty what the worker has written since
 
-    def descriptors(self) -> list[tuple[int, tuple[int, ...]]]:
-        """Give index and descriptors of each port."""
-        return [(i, self._context.keeper.get(self.fds_name(plan.name))) for i, plan in enumerate(self._plans)]
+    def descriptors(self, worker: int) -> list[tuple[int, tuple[int, ...]]]:
+        """Give index and a worker's descriptors of each port."""
+        get = self._context.keeper.get
+        return [(i, get(self.fds_name(plan.name, worker))) for i, plan in enumerate(self._plans)]
 
-    def plan_fields(self) -> dict[int, dict[str, int]]:
-        """Give what opening found out, for the plan segment: port index -> fields of coven_plan_port."""
+    def plan_fields(self, worker: int) -> dict[int, dict[str, int]]:
+        """Give what opening found out, for a worker's plan segment: port index -> fields of coven_plan_port."""
         return {
-            i: self._opened[plan.name]["plan_fields"] for i, plan in enumerate(self._plans) if plan.name in self._opened
+            i: share_of(self._opened[plan.name]["plan_fields"], worker, self._workers)
+            for i, plan in enumerate(self._plans)
+            if plan.name in self._opened
         }
 
     def link_changed(self, interface: str, state: str) -> bool:
@@ -190,6 +196,7 @@ class PortSet:
             "interface": plan.interface,
             "options": dict(plan.options),
             "mtu": plan.mtu,
+            "workers": self._workers,
         }
 
 

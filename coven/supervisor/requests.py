@@ -11,6 +11,7 @@ from coven.errors import CovenError
 from coven.supervisor.server import Handler, number, text
 
 if TYPE_CHECKING:
+    from coven.supervisor.instance import Instance
     from coven.supervisor.platform import Platform
 
 ABI_VERSION = 1  # COVEN_ABI_VERSION; a test compares them
@@ -126,6 +127,9 @@ class Requests:
                 )
             lines = schema.argument_lines(operation, given)
         timeout = number(request, "timeout_ms", 4000, MAX_TIMEOUT_MS) / 1000
+        if verb == "call" and "replica" not in request:
+            answers = await instance.ask_all(component, verb, name, lines, timeout)
+            return merge([schema.read_result(answer) for answer in answers])
         replica = number(request, "replica", 0, 127)
         answer = await instance.ask(component, replica, verb, name, lines, timeout)
         if verb == "list":
@@ -142,12 +146,12 @@ class Requests:
         instance = self._platform.instance(text(request, "instance"))
         lines = number(request, "lines", 100, 1000)
         if request.get("component") is None:
-            return {"lines": instance.worker.log.lines(lines)}
+            return {"lines": instance.workers[_worker(instance, request)].log.lines(lines)}
         index, _ = instance.component(text(request, "component"))
         replicas = instance.replicas_of(index)
         replica = number(request, "replica", 0, 127)
-        if not replicas:
-            return {"lines": instance.worker.log.lines(lines)}  # fused: it writes to the worker's output
+        if not replicas:  # fused: it writes to the worker's output
+            return {"lines": instance.workers[_worker(instance, request)].log.lines(lines)}
         if replica >= len(replicas):
             raise CovenError("component.not-found", f"there is no replica {replica}")
         return {"lines": replicas[replica].log.lines(lines)}
@@ -168,3 +172,18 @@ class Requests:
             )
         self._platform.begin_shutdown()
         return {}
+
+
+def merge(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Give what all copies of a component answered alike, and each one's answer where they differ."""
+    alike = {key: value for key, value in results[0].items() if all(key in r and r[key] == value for r in results)}
+    if all(result == alike for result in results):
+        return {"result": alike}
+    return {"result": alike, "results": results}
+
+
+def _worker(instance: Instance, request: dict[str, Any]) -> int:
+    worker = number(request, "replica", 0, 127)
+    if worker >= len(instance.workers):
+        raise CovenError("component.not-found", f"there is no worker {worker}")
+    return worker

@@ -30,11 +30,12 @@ async def sweep_dead(settings: Settings, keeper: Keeper, manifest: dict[str, Any
     _kill(manifest.get("agent"))
     _kill({"pid": manifest.get("pid"), "start_time": None} if _is_supervisor(manifest.get("pid")) else None)
     for name, document in manifest.get("instances", {}).items():
-        _kill(document.get("worker"))
-        for replica in document.get("replicas", []):
-            _kill(replica)
+        workers = document.get("workers", [])
+        for remembered in (*workers, *document.get("replicas", [])):
+            _kill(remembered)
         await asyncio.to_thread(_close_ports, document.get("ports", {}))
-        memory.remove_stats(f"/{settings.platform_id}-{name}")
+        for worker in range(len(workers)):
+            memory.remove_stats(memory.stats_name(settings.platform_id, name, worker))
     await strays.kill_platform(settings.platform_id)
     for name, record in journal.read_all(settings.journal_dir).items():
         if record.end is None:

@@ -10,7 +10,9 @@ from coven.errors import CovenError
 from coven.model import Isolation
 from coven.supervisor.context import Context
 from coven.supervisor.instance import Instance
+from coven.supervisor.lane import Lane
 from coven.supervisor.operation import Step, nothing
+from coven.supervisor.worker import Worker
 
 PAUSE_MS = 1000  # what is inside may finish so long when an instance stops
 
@@ -24,8 +26,8 @@ NEEDS = {
     "heal": {"instantiated", "started", "stopped", "failed"},
     "terminate": {"instantiated", "stopped", "failed"},
 }
-# Groups of steps that run at the same time (operation.Step.group).
-BUILDS, COMPONENTS, PORTS, CLOSED_PORTS = 1, 2, 3, 4  # `restart` closes all ports before it opens one
+# Groups of steps that run at the same time (operation.Step.group). `restart` closes all ports before it opens one.
+BUILDS, COMPONENTS, PORTS, CLOSED_PORTS, WORKERS, ENDED_WORKERS = range(1, 7)
 
 
 def check_state(instance: Instance, verb: str, force: bool) -> None:
@@ -117,39 +119,46 @@ def _start(instance: Instance, before: str) -> list[Step]:
         opening, closing = partial(instance.ports.open, plan), partial(instance.ports.undo, plan)
         steps.append(Step(f"port {plan.name}", f"port {plan.name}", opening, closing, PORTS))
 
-    async def start_worker() -> None:
-        for replica in instance.replicas:
+    async def start_worker(lane: Lane) -> None:
+        for replica in lane.replicas:
             if replica.state != "ready":
                 await replica.heal()
-        await instance.write_ports()
-        await instance.worker.start()
+        lane.write_ports()
+        await lane.worker.start()
 
     async def run() -> None:
         await instance.ports.begin()
-        await instance.worker.run()
+        await _all([worker.run() for worker in instance.workers])
         instance.set_state("started")
 
     async def halt() -> None:
         instance.set_state(before)
 
-    steps.append(Step("worker 0", "worker 0", start_worker, instance.worker.remove))
-    steps.append(Step("run", "worker 0", run, halt))
+    for lane in instance.lanes:
+        part = lane.worker.part
+        steps.append(Step(part, part, partial(start_worker, lane), lane.worker.remove, WORKERS))
+    steps.append(Step("run", "instance", run, halt))
     return steps
 
 
 def _stop(instance: Instance) -> list[Step]:
     """Only goes forward: what does not end in order is ended by force, so no step can fail for long."""
 
-    async def pause() -> None:
-        if instance.worker.state == "running":
+    async def pause_one(worker: Worker) -> None:
+        if worker.state == "running":
             try:
-                await instance.worker.pause(PAUSE_MS)
+                await worker.pause(PAUSE_MS)
             except CovenError:
-                await instance.worker.stop()
+                await worker.stop()
+
+    async def pause() -> None:
+        await _all([pause_one(worker) for worker in instance.workers])
         if instance.state == "started":
             instance.set_state("stopped")
 
-    steps = [Step("pause", "worker 0", pause), Step("end worker 0", "worker 0", instance.worker.remove)]
+    steps = [Step("pause", "instance", pause)]
+    for worker in instance.workers:
+        steps.append(Step(f"end {worker.part}", worker.part, worker.remove, nothing, ENDED_WORKERS))
     for plan in instance.plan.ports:
         closing = partial(instance.ports.close, plan)
         steps.append(Step(f"close {plan.name}", f"port {plan.name}", closing, nothing, CLOSED_PORTS))
@@ -164,10 +173,12 @@ def _heal(instance: Instance, component: str | None) -> list[Step]:
             steps.append(Step(f"heal {replica.part}", replica.part, replica.heal, nothing, COMPONENTS))
     for index, plan in enumerate(instance.plan.components):
         if plan.isolation is Isolation.FUSED and wanted in (None, index):
-            name, again = f"component {plan.name}", partial(instance.worker.heal_fused, index)
-            steps.append(Step(f"heal {name}", name, again))
+            name = f"component {plan.name}"
+            for worker in instance.workers:
+                steps.append(Step(f"heal {name}", name, partial(worker.heal_fused, index)))
     if wanted is None or not instance.replicas_of(wanted):
-        steps.append(Step("heal worker 0", "worker 0", instance.worker.heal))
+        for worker in instance.workers:
+            steps.append(Step(f"heal {worker.part}", worker.part, worker.heal))
     return steps
 
 

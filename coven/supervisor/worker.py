@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PART = "worker 0"
 OUTPUT_LINES = 20
 EXIT_GRACE = 2.0
 PING_TIMEOUT = 2.0  # of a worker that was silent before: then it hangs
@@ -46,16 +45,18 @@ class Feed:
     code: Callable[[], list[tuple[int, int, bytes]]]  # component, shared object, start message
     replicas: Callable[[], list[Replica]]
     guilty: Callable[[], int | None]  # component that the last worker died in
-    name: Callable[[int], str]  # of a component
+    component: Callable[[int], str]  # its name
+    name: Callable[[str], str]  # of what this worker has in the keeper
     changed: Callable[[], None]
 
 
 class Worker:
     """One worker process through all its restarts."""
 
-    def __init__(self, context: Context, instance: str, core: int | None, feed: Feed) -> None:
-        """core: to be pinned to, or None."""
+    def __init__(self, context: Context, instance: str, index: int, core: int | None, feed: Feed) -> None:
+        """index: of the worker within the instance. core: to be pinned to, or None."""
         self._context, self._instance, self._core, self._feed = context, instance, core, feed
+        self.index, self.part = index, f"worker {index}"
         self.state = "stopped"  # starting, ready, running, restarting, parked, stopped
         self.restarts = 0
         self.last_exit: str | None = None
@@ -76,12 +77,13 @@ class Worker:
     @property
     def fds_name(self) -> str:
         """Name of the descriptors in the keeper: both ends of the control socket, log."""
-        return f"{self._instance}/worker"
+        return self._feed.name("worker")
 
     @property
     def group(self) -> str:
         """Name of the control group."""
-        return f"{self._instance}.worker"  # no component's: theirs have three parts, and one may be called worker
+        name = f"worker-{self.index}" if self.index else "worker"
+        return f"{self._instance}.{name}"  # no component's: theirs have three parts, and one may be called worker
 
     @property
     def folders(self) -> tuple[Any, ...]:
@@ -128,7 +130,7 @@ class Worker:
                 await self.request(control.EXIT, timeout=EXIT_GRACE)
                 await asyncio.wait_for(self.process.ended.wait(), EXIT_GRACE)
             except (CovenError, WorkerGone, TimeoutError):
-                log.info("instance=%s worker did not end in order", self._instance)
+                log.info("instance=%s %s did not end in order", self._instance, self.part)
         await self._clear()
         self.state = "stopped"
         self._context.save()
@@ -231,7 +233,7 @@ class Worker:
         if self.process is not None:
             self.state = state
             self._attached = {int(number): pid for number, pid in document["attached"].items()}
-            self._control = WorkerControl(fds[0], PART)
+            self._control = WorkerControl(fds[0], self.part)
             self.log.follow(fds[2])
             self._begin_to_look()
         else:
@@ -273,13 +275,13 @@ class Worker:
         context.keeper.put(self.fds_name, fds)
         try:
             box = worker_sandbox(context.settings, tuple(map(str, folders)), self._core)
-            pid = spawn_worker(
-                context.settings, self._instance, self.group, box, fds[1], log_write, is_first=self.restarts == 0
-            )
+            first = self.restarts == 0
+            names = (self._instance, self.index, self.group)
+            pid = spawn_worker(context.settings, *names, box, fds[1], log_write, is_first=first)
         finally:
             os.close(log_write)
         self.process = Process.spawned(pid, context.keeper, self._died)
-        self._control = WorkerControl(fds[0], PART)
+        self._control = WorkerControl(fds[0], self.part)
         self.log.follow(log_read)
         self._begin_to_look()
         context.save()
@@ -309,7 +311,7 @@ class Worker:
                 await self._attach(replica)
         self._context.save()
         pid = self.process.pid if self.process else None
-        self._context.emit("worker-ready", self._instance, PART, pid=pid, recovered=self.recovered)
+        self._context.emit("worker-ready", self._instance, self.part, pid=pid, recovered=self.recovered)
         self._feed.changed()
 
     async def _attach(self, replica: Replica) -> None:
@@ -353,9 +355,9 @@ class Worker:
             return
         self.state = "restarting"
         culprit = self._feed.guilty()
-        inside = None if culprit is None else self._feed.name(culprit)
+        inside = None if culprit is None else self._feed.component(culprit)
         self._context.emit(
-            "worker-died", self._instance, PART, pid=process.pid, exit=self.last_exit, component=inside
+            "worker-died", self._instance, self.part, pid=process.pid, exit=self.last_exit, component=inside
         )
         self._task = asyncio.create_task(self._after_death())
 
@@ -369,7 +371,7 @@ class Worker:
         if not self._wanted:
             return
         self._looking = asyncio.get_running_loop().call_later(LOOK_EVERY, self._look)
-        fds = self._context.keeper.get(f"{self._instance}/stats")
+        fds = self._context.keeper.get(self._feed.name("stats"))
         if self.state == "running" and fds:
             beat = os.pread(fds[0], 8, ffi.offsetof("struct coven_stats", "heartbeat_ns"))
             if time.monotonic_ns() - int.from_bytes(beat, sys.byteorder) > STALE_NS:
@@ -411,7 +413,7 @@ class Worker:
 
     def _parked_fused(self, index: int) -> None:
         self._context.save()
-        part, output = f"component {self._feed.name(index)}", self.log.texts(OUTPUT_LINES)
+        part, output = f"component {self._feed.component(index)}", self.log.texts(OUTPUT_LINES)
         self._context.emit("component-parked", self._instance, part, exit=self.last_exit, output=output)
         self._feed.changed()
 
@@ -426,7 +428,7 @@ class Worker:
                     await self.run()
                 return
             except (CovenError, OSError) as error:
-                log.warning("instance=%s worker: %s", self._instance, error)
+                log.warning("instance=%s %s: %s", self._instance, self.part, error)
             if self._task is not asyncio.current_task():
                 return  # it was ready already when it died: that death has begun the next start
             self.state = "restarting"
@@ -441,16 +443,16 @@ class Worker:
         self.state = "parked"
         self._context.save()
         self._context.emit(
-            "worker-parked", self._instance, PART, exit=self.last_exit, output=self.log.texts(OUTPUT_LINES)
+            "worker-parked", self._instance, self.part, exit=self.last_exit, output=self.log.texts(OUTPUT_LINES)
         )
         self._feed.changed()
 
     def _absent(self) -> CovenError:
         return CovenError(
             "component.not-running",
-            f"the worker of {self._instance} is {self.state}",
+            f"{self.part} of {self._instance} is {self.state}",
             hint="`heal` starts it again" if self.state == "parked" else None,
-            where=Where(part=PART),
+            where=Where(part=self.part),
         )
 
     def _exited(self) -> CovenError:
@@ -459,5 +461,5 @@ class Worker:
         quoted = ":\n" + "\n".join(f"  {line}" for line in output) if output else ""
         how = self.process.last_exit if self.process and self.process.last_exit else "no answer"
         return CovenError(
-            "platform.internal", f"the worker ended while starting ({how}){quoted}", where=Where(part=PART)
+            "platform.internal", f"{self.part} ended while starting ({how}){quoted}", where=Where(part=self.part)
         )

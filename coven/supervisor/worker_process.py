@@ -27,7 +27,15 @@ def worker_sandbox(settings: Settings, cgroups: tuple[str, ...], core: int | Non
 
 
 def spawn_worker(
-    settings: Settings, instance: str, group: str, sandbox: Sandbox, control_end: int, log_end: int, *, is_first: bool
+    settings: Settings,
+    instance: str,
+    index: int,
+    group: str,
+    sandbox: Sandbox,
+    control_end: int,
+    log_end: int,
+    *,
+    is_first: bool,
 ) -> int:
     """Start a worker; give its pid. Raises CovenError platform.no-resources."""
     env = {**ENVIRONMENT, **strays.environment(settings.platform_id, group)}
@@ -37,8 +45,7 @@ def spawn_worker(
     program = str(settings.bin_dir / "coven-worker")
     fds = {1: log_end, 2: log_end, CONTROL_FD: control_end}
     try:
-        return spawn(
-            settings, (program, "--instance", instance, "--index", "0"), fds=fds, env=env, cwd="/", sandbox=sandbox
-        )
+        argv = (program, "--instance", instance, "--index", str(index))
+        return spawn(settings, argv, fds=fds, env=env, cwd="/", sandbox=sandbox)
     except OSError as error:
-        raise CovenError("platform.no-resources", f"cannot start the worker: {error}") from error
+        raise CovenError("platform.no-resources", f"cannot start worker {index}: {error}") from error

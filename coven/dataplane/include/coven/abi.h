@@ -239,7 +239,10 @@ struct coven_plan_port {
     uint64_t gen_rate;    /* packets a second; 0: as fast as they are taken */
     uint32_t gen_bytes;   /* packet length; 0: simple IMIX, 7 x 64, 4 x 594, 1 x 1518 (incl. 4 bytes FCS) */
     uint32_t gen_flows;   /* UDP flows to walk through, 1 and more */
-    uint8_t reserved[40];
+    /* of one of several workers: its flows and packets are numbered from here */
+    uint64_t gen_first_packet;
+    uint32_t gen_first_flow;
+    uint8_t reserved[28];
 };
 #define COVEN_PORT_PACED 1u      /* pcap: at recorded pace */
 #define COVEN_PORT_NANOSECOND 2u /* pcap: write nanosecond time stamps */
