@@ -215,7 +215,7 @@ static int ask_agent(struct coven_worker *worker, struct request *request)
 
     if (index >= worker->plan->n_components || !worker->component[index].fused.runtime)
         return -ENOENT;
-    coven_fused_enter(worker, (uint16_t)index, NULL, 0);
+    coven_fused_enter(worker, (uint16_t)index, 0);
     request->answer_bytes = coven_runtime_agent(worker->component[index].fused.runtime, request_payload,
                                                 request->payload_bytes, answer_payload, sizeof(answer_payload));
     coven_fused_leave(worker);

@@ -21,24 +21,45 @@ static uint32_t payload_bytes(const uint8_t *data, uint32_t length)
     return length > header ? length - header : 0;
 }
 
-void coven_egress_put(struct coven_worker *worker, uint32_t port, uint32_t handle)
+static bool fits(const struct coven_worker *worker, uint32_t port, uint32_t handle)
 {
-    struct coven_port_link *link = &worker->port[port];
     const struct coven_meta *meta = &worker->book.meta[handle];
     uint32_t mtu = worker->plan->ports[port].mtu;
 
-    if (!link->attached) {
-        coven_book_drop(&worker->book, handle, COVEN_SCOPE_PORT(port), COVEN_DROP_PORT_DOWN);
-        return;
+    return mtu == 0 || meta->length <= mtu + 14u ||
+           payload_bytes(coven_worker_buffer(worker, handle) + meta->offset, meta->length) <= mtu;
+}
+
+static void queue(struct coven_worker *worker, uint16_t port, const uint32_t *handles, uint16_t n)
+{
+    struct coven_port_link *link = &worker->port[port];
+
+    while (n > 0) {
+        uint16_t now = (uint16_t)(COVEN_BURST - link->n) < n ? (uint16_t)(COVEN_BURST - link->n) : n;
+
+        memcpy(&link->handle[link->n], handles, sizeof(handles[0]) * now);
+        link->n = (uint16_t)(link->n + now);
+        handles += now;
+        n = (uint16_t)(n - now);
+        if (n > 0)
+            coven_egress_flush(worker, port);
     }
-    if (mtu != 0 && meta->length > mtu + 14u &&
-        payload_bytes(coven_worker_buffer(worker, handle) + meta->offset, meta->length) > mtu) {
-        coven_book_drop(&worker->book, handle, COVEN_SCOPE_PORT(port), COVEN_DROP_MTU_EXCEEDED);
-        return;
+}
+
+void coven_egress_put(struct coven_worker *worker, uint32_t port, const uint32_t *handles, uint16_t n)
+{
+    struct coven_port_link *link = &worker->port[port];
+    uint32_t reason = link->attached ? COVEN_DROP_MTU_EXCEEDED : COVEN_DROP_PORT_DOWN;
+    uint32_t kept[COVEN_BURST];
+    uint16_t n_kept = 0;
+
+    for (uint16_t i = 0; i < n; i++) {
+        if (link->attached && fits(worker, port, handles[i]))
+            kept[n_kept++] = handles[i];
+        else
+            coven_book_drop(&worker->book, handles[i], COVEN_SCOPE_PORT(port), reason);
     }
-    if (link->n == COVEN_BURST)
-        coven_egress_flush(worker, (uint16_t)port);
-    link->handle[link->n++] = handle;
+    queue(worker, (uint16_t)port, kept, n_kept);
 }
 
 static void count_path(struct coven_book *b, uint32_t path, uint64_t pkts, uint64_t bytes)
@@ -54,15 +75,16 @@ static void book(struct coven_worker *worker, uint16_t port, const uint32_t *han
 {
     struct coven_book *b = &worker->book;
     struct coven_port *p = &worker->port[port].port;
+    const struct coven_meta *metas = b->meta;
     uint64_t pkts = 0, bytes = 0, path_pkts = 0, path_bytes = 0;
     uint32_t path = COVEN_MAX_PATHS;
 
     /* each packet may be of another path and fail for another reason */
     coven_book_room(b, n, 2u + 3u * n, 3);
+    coven_book_own_all(b, handles, n, 0);
     for (uint16_t i = 0; i < n; i++) {
-        const struct coven_meta *meta = &b->meta[handles[i]];
+        const struct coven_meta *meta = &metas[handles[i]];
 
-        coven_book_own(b, handles[i], 0);
         if (results[i] != COVEN_TX_SENT) {
             coven_book_count(b, COVEN_CELL_DROP(COVEN_SCOPE_PORT(port), results[i] % COVEN_MAX_REASONS), 1);
             continue;

@@ -2,6 +2,7 @@
 /* Components that run inside the worker: one call for each burst, packets in place. Before each call a breadcrumb
  * in the ledger names the component and the packets, so that a crash is booked on who caused it. */
 #include <errno.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -23,12 +24,10 @@ static inline uint64_t cycles(void)
 #endif
 }
 
-void coven_fused_enter(struct coven_worker *worker, uint16_t component, const uint32_t *handles, uint16_t n)
+void coven_fused_enter(struct coven_worker *worker, uint16_t component, uint16_t n)
 {
     struct coven_breadcrumb *crumb = &worker->book.ledger->breadcrumb;
 
-    if (n > 0)
-        memcpy(crumb->handle, handles, sizeof(handles[0]) * n);
     crumb->n = n;
     __asm__ volatile("" ::: "memory"); /* the list before the number that makes it count */
     crumb->component = component + 1u;
@@ -48,7 +47,7 @@ int coven_fused_start(struct coven_worker *worker, uint16_t component, char *why
 
     if (fused->runtime || fused->code_fd < 0)
         return 0;
-    coven_fused_enter(worker, component, NULL, 0);
+    coven_fused_enter(worker, component, 0);
     fused->runtime = coven_runtime_start(fused->code_fd, fused->start, fused->start_bytes, link->state_segment.base, 0,
                                          why, why_bytes);
     /* a worker that cannot become ready because of it ends: the breadcrumb stays, to say why */
@@ -67,35 +66,74 @@ void coven_fused_stop(struct coven_worker *worker, uint16_t component)
 
     if (fused->runtime) {
         coven_fused_drop_held(worker, component, COVEN_DROP_STOPPED);
-        coven_fused_enter(worker, component, NULL, 0);
+        coven_fused_enter(worker, component, 0);
         coven_runtime_stop(fused->runtime);
         coven_fused_leave(worker);
         fused->runtime = NULL;
     }
 }
 
-/* Show a burst as components see it. What is the same for all packets is loaded once: the compiler must otherwise
- * expect that each store changed it. The verdict is set by the runtime. */
-static void fill_packets(struct coven_worker *worker, uint16_t hop, const uint32_t *handles, uint16_t n,
-                         struct coven_packet *pkts)
+/* ---- what a component is told and what it answers, as one word for each packet ------------------ */
+struct answer {
+    uint16_t hop;
+    uint8_t verdict, output;
+};
+
+_Static_assert(offsetof(struct coven_meta, verdict) == offsetof(struct coven_meta, hop) + 2 &&
+                   offsetof(struct coven_meta, output) == offsetof(struct coven_meta, hop) + 3,
+               "hop, verdict and output lie together");
+_Static_assert(offsetof(struct coven_meta, length) == offsetof(struct coven_meta, offset) + 2,
+               "offset and length lie together");
+
+static inline uint32_t word_at(const struct coven_meta *meta, size_t offset)
+{
+    uint32_t word;
+
+    memcpy(&word, (const uint8_t *)meta + offset, sizeof(word));
+    return word;
+}
+
+static inline uint32_t answer_of(const struct coven_meta *meta)
+{
+    return word_at(meta, offsetof(struct coven_meta, hop));
+}
+
+static inline uint32_t shape_of(const struct coven_meta *meta)
+{
+    return word_at(meta, offsetof(struct coven_meta, offset));
+}
+
+/* A fused component is trusted not to write elsewhere, but not to be free of mistakes. */
+static inline bool is_whole(const struct coven_meta *meta, uint32_t buffer_bytes)
+{
+    return meta->length != 0 && (uint32_t)meta->offset + meta->length <= buffer_bytes;
+}
+
+/* Make what components see of a burst. Returns whether all packets are whole. What is the same for all packets is
+ * loaded once: the compiler must otherwise expect that each store changed it. */
+static bool show(struct coven_worker *worker, struct coven_burst *burst)
 {
     struct coven_meta *metas = worker->book.meta;
     struct coven_meta_ext *exts = worker->book.ext;
     uint8_t *pool = worker->pool;
-    size_t buffer_bytes = worker->plan->buffer_bytes;
+    uint32_t buffer_bytes = worker->plan->buffer_bytes;
+    const uint32_t *handles = burst->handle;
+    bool whole = true;
 
-    for (uint16_t i = 0; i < n; i++) {
+    for (uint16_t i = 0; i < burst->n; i++) {
         struct coven_meta *meta = &metas[handles[i]];
 
-        meta->hop = hop;
-        pkts[i] = (struct coven_packet){
-            .data = pool + handles[i] * buffer_bytes + meta->offset,
+        whole &= is_whole(meta, buffer_bytes);
+        burst->shape[i] = shape_of(meta);
+        burst->pkts[i] = (struct coven_packet){
+            .data = pool + (size_t)handles[i] * buffer_bytes + meta->offset,
             .meta = meta,
             .ext = &exts[handles[i]],
             .room_front = meta->offset,
-            .room_back = (uint32_t)buffer_bytes - meta->offset - meta->length,
+            .room_back = buffer_bytes - meta->offset - meta->length,
         };
     }
+    return whole;
 }
 
 static void hold(struct coven_worker *worker, uint16_t component, const struct coven_packet *pkt, uint32_t handle)
@@ -110,12 +148,6 @@ static void hold(struct coven_worker *worker, uint16_t component, const struct c
     coven_track_append(worker, &fused->held, handle, COVEN_HOLDER(COVEN_OWNER_FUSED, component));
     coven_book_room(&worker->book, 1, 0, 0);
     coven_book_own(&worker->book, handle, coven_owner(COVEN_OWNER_FUSED, component, 0, 0));
-}
-
-/* A fused component is trusted not to write elsewhere, but not to be free of mistakes. */
-static inline bool is_whole(const struct coven_meta *meta, uint32_t buffer_bytes)
-{
-    return meta->length != 0 && (uint32_t)meta->offset + meta->length <= buffer_bytes;
 }
 
 /* Carry a verdict out. Returns whether the packet goes on; the caller counts those, once for a burst. */
@@ -147,58 +179,85 @@ static bool follow_verdict(struct coven_worker *worker, uint16_t hop, const stru
     return false;
 }
 
-static void count_out(struct coven_worker *worker, uint16_t component, uint32_t n)
-{
-    if (n == 0)
-        return;
-    coven_book_room(&worker->book, 0, 1, 0);
-    coven_book_count(&worker->book, COVEN_CELL_COMPONENT(component, COVEN_COMPONENT_OUT_PKTS), n);
-}
-
-/* Carry the verdicts of a burst out: straight on for what nearly all packets are, whole and forwarded. Returns how
- * many go on. */
-static uint32_t follow_verdicts(struct coven_worker *worker, uint16_t hop, const struct coven_packet *pkts,
-                                const uint32_t *handles, uint16_t n)
+/* Where a burst goes as a whole: what nearly all do, for which nothing needs to be done for each packet but to see that
+ * it is so. NULL: the packets part, or one is not whole. */
+static const struct coven_plan_next *agreed(struct coven_worker *worker, uint16_t hop, struct coven_burst *burst)
 {
     const struct coven_plan_hop *place = &worker->plan->hops[hop];
-    const struct coven_meta *metas = worker->book.meta;
-    uint32_t buffer_bytes = worker->plan->buffer_bytes;
-    uint32_t outputs = worker->plan->components[place->component].outputs;
-    uint32_t scope = COVEN_SCOPE_COMPONENT(place->component), out = 0;
+    uint32_t first = answer_of(burst->pkts[0].meta), different = 0, changed = 0;
+    struct answer answer;
 
-    for (uint16_t i = 0; i < n; i++) {
-        const struct coven_meta *meta = &metas[handles[i]];
+    for (uint16_t i = 0; i < burst->n; i++) {
+        const struct coven_meta *meta = burst->pkts[i].meta;
 
-        if (meta->verdict == COVEN_FORWARD && meta->output < outputs && is_whole(meta, buffer_bytes)) {
-            coven_graph_put(worker, handles[i], &place->next[meta->output], scope);
-            out++;
-        } else {
-            out += follow_verdict(worker, hop, &pkts[i], handles[i], meta->verdict, meta->output);
-        }
+        different |= answer_of(meta) ^ first;
+        changed |= shape_of(meta) ^ burst->shape[i];
+    }
+    memcpy(&answer, &first, sizeof(answer));
+    if (different != 0 || answer.verdict != COVEN_FORWARD ||
+        answer.output >= worker->plan->components[place->component].outputs)
+        return NULL;
+    return changed == 0 || show(worker, burst) ? &place->next[answer.output] : NULL;
+}
+
+/* Carry each packet's verdict out. Returns how many go on. */
+static uint16_t follow_verdicts(struct coven_worker *worker, uint16_t hop, const struct coven_burst *burst,
+                                const struct coven_packet *pkts)
+{
+    uint16_t out = 0;
+
+    for (uint16_t i = 0; i < burst->n; i++) {
+        const struct coven_meta *meta = burst->pkts[i].meta;
+
+        out += follow_verdict(worker, hop, &pkts[i], burst->handle[i], meta->verdict, meta->output);
     }
     return out;
 }
 
-void coven_fused_process(struct coven_worker *worker, uint16_t hop, const uint32_t *handles, uint16_t n)
+/* Begin a burst's journey through fused components. */
+static void prepare(struct coven_worker *worker, struct coven_burst *burst)
 {
+    show(worker, burst);
+    memcpy(worker->book.ledger->breadcrumb.handle, burst->handle, sizeof(burst->handle[0]) * burst->n);
+    burst->is_shown = true;
+    burst->since = cycles();
+}
+
+static void count(struct coven_worker *worker, uint16_t component, uint64_t cycles, uint16_t in, uint16_t out)
+{
+    coven_book_room(&worker->book, 0, 3, 0);
+    coven_book_count(&worker->book, COVEN_CELL_COMPONENT(component, COVEN_COMPONENT_CYCLES), cycles);
+    coven_book_count(&worker->book, COVEN_CELL_COMPONENT(component, COVEN_COMPONENT_IN_PKTS), in);
+    coven_book_count(&worker->book, COVEN_CELL_COMPONENT(component, COVEN_COMPONENT_OUT_PKTS), out);
+}
+
+const struct coven_plan_next *coven_fused_process(struct coven_worker *worker, uint16_t hop, struct coven_burst *burst)
+{
+    const struct answer undecided = {.hop = hop, .verdict = COVEN_FORWARD, .output = 0};
     uint16_t component = worker->plan->hops[hop].component;
     struct coven_fused *fused = &worker->component[component].fused;
-    struct coven_packet pkts[COVEN_BURST];
-    uint64_t before;
+    struct coven_packet pkts[COVEN_BURST]; /* what the component does to them stays its own */
+    const struct coven_plan_next *next;
+    uint64_t before, after;
 
     if (!fused->runtime) {
-        coven_graph_component_down(worker, hop, handles, n);
-        return;
+        coven_graph_component_down(worker, hop, burst->handle, burst->n);
+        return NULL;
     }
-    fill_packets(worker, hop, handles, n, pkts);
-    coven_fused_enter(worker, component, handles, n);
-    before = cycles();
-    coven_runtime_process(fused->runtime, pkts, n);
+    if (!burst->is_shown)
+        prepare(worker, burst);
+    for (uint16_t i = 0; i < burst->n; i++)
+        memcpy((uint8_t *)burst->pkts[i].meta + offsetof(struct coven_meta, hop), &undecided, sizeof(undecided));
+    memcpy(pkts, burst->pkts, sizeof(pkts[0]) * burst->n);
+    before = burst->since;
+    coven_fused_enter(worker, component, burst->n);
+    coven_runtime_process(fused->runtime, pkts, burst->n);
     coven_fused_leave(worker);
-    coven_book_room(&worker->book, 0, 2, 0);
-    coven_book_count(&worker->book, COVEN_CELL_COMPONENT(component, COVEN_COMPONENT_CYCLES), cycles() - before);
-    coven_book_count(&worker->book, COVEN_CELL_COMPONENT(component, COVEN_COMPONENT_IN_PKTS), n);
-    count_out(worker, component, follow_verdicts(worker, hop, pkts, handles, n));
+    after = cycles();
+    burst->since = after;
+    next = agreed(worker, hop, burst);
+    count(worker, component, after - before, burst->n, next ? burst->n : follow_verdicts(worker, hop, burst, pkts));
+    return next;
 }
 
 /* ---- held packets ------------------------------------------------------------------------------ */
@@ -224,7 +283,8 @@ static uint32_t collect(struct coven_worker *worker, uint16_t component)
         out += follow_verdict(worker, worker->book.meta[handle].hop, NULL, handle, released[i].verdict,
                               released[i].output);
     }
-    count_out(worker, component, out);
+    coven_book_room(&worker->book, 0, 1, 0);
+    coven_book_count(&worker->book, COVEN_CELL_COMPONENT(component, COVEN_COMPONENT_OUT_PKTS), out);
     coven_book_commit(&worker->book);
     coven_graph_walk(worker);
     return n;
@@ -265,7 +325,7 @@ void coven_fused_tick(struct coven_worker *worker)
         if (!fused->runtime)
             continue;
         if (worker->now_ns >= fused->tick_ns || fused->held.n > 0) {
-            coven_fused_enter(worker, c, NULL, 0);
+            coven_fused_enter(worker, c, 0);
             coven_runtime_tick(fused->runtime, worker->now_ns);
             coven_fused_leave(worker);
             fused->tick_ns = worker->now_ns + COVEN_NS_PER_S;

@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The service graph. At most one burst is walked at a time, so no hop ever has more than COVEN_BURST packets
  * waiting, and since next[] only points forward (the plan is in topological order), one pass over the hops in
- * ascending order takes every packet to its end: no recursion, and branches that meet again are one burst again. */
+ * ascending order takes every packet to its end: no recursion, and branches that meet again are one burst again. A
+ * burst that does not part travels on as it is; only one that does is put into the lists of the hops. */
+#include <string.h>
+
 #include "worker.h"
 
 bool coven_graph_is_halted(const struct coven_worker *worker)
@@ -37,17 +40,61 @@ void coven_graph_component_down(struct coven_worker *worker, uint16_t hop, const
     }
 }
 
-static void visit(struct coven_worker *worker, uint16_t hop)
+void coven_graph_put_all(struct coven_worker *worker, const uint32_t *handles, uint16_t n,
+                         const struct coven_plan_next *next, uint32_t scope)
 {
     struct coven_graph *graph = &worker->graph;
-    const struct coven_plan_component *component = &worker->plan->components[worker->plan->hops[hop].component];
-    uint16_t n = graph->n[hop];
+    uint16_t hop = next->hop;
 
+    if (n == 0)
+        return;
+    if (hop != COVEN_NO_HOP) {
+        memcpy(&graph->handle[hop][graph->n[hop]], handles, sizeof(handles[0]) * n);
+        graph->n[hop] = (uint16_t)(graph->n[hop] + n);
+        graph->waiting[hop / 64] |= 1ull << (hop % 64);
+    } else if (next->port != COVEN_NO_PORT) {
+        coven_egress_put(worker, next->port, handles, n);
+    } else {
+        for (uint16_t i = 0; i < n; i++)
+            coven_book_drop(&worker->book, handles[i], scope, COVEN_DROP_NO_OUTPUT);
+    }
+}
+
+static bool is_anything_waiting(const struct coven_graph *graph)
+{
+    uint64_t any = 0;
+
+    for (uint16_t word = 0; word < COVEN_MAX_HOPS / 64; word++)
+        any |= graph->waiting[word];
+    return any != 0;
+}
+
+/* Take the packets of a hop as far as they stay together and nobody waits whom they might join. */
+static void travel(struct coven_worker *worker, uint16_t hop)
+{
+    struct coven_graph *graph = &worker->graph;
+    struct coven_burst *burst = &graph->burst;
+    const struct coven_plan_next *next;
+    uint16_t component;
+
+    burst->handle = graph->handle[hop];
+    burst->n = graph->n[hop];
+    burst->is_shown = false;
     graph->n[hop] = 0;
-    if (component->isolation == COVEN_FUSED)
-        coven_fused_process(worker, hop, graph->handle[hop], n);
-    else
-        coven_replica_give(worker, hop, graph->handle[hop], n);
+    for (;;) {
+        component = worker->plan->hops[hop].component;
+        if (worker->plan->components[component].isolation != COVEN_FUSED) {
+            coven_replica_give(worker, hop, burst->handle, burst->n);
+            return;
+        }
+        next = coven_fused_process(worker, hop, burst);
+        if (!next)
+            return;
+        if (next->hop == COVEN_NO_HOP || is_anything_waiting(graph))
+            break;
+        hop = next->hop;
+    }
+    coven_graph_put_all(worker, burst->handle, burst->n, next, COVEN_SCOPE_COMPONENT(component));
 }
 
 void coven_graph_walk(struct coven_worker *worker)
@@ -59,7 +106,7 @@ void coven_graph_walk(struct coven_worker *worker)
             uint16_t bit = (uint16_t)__builtin_ctzll(graph->waiting[word]);
 
             graph->waiting[word] &= ~(1ull << bit);
-            visit(worker, (uint16_t)(word * 64u + bit));
+            travel(worker, (uint16_t)(word * 64u + bit));
         }
     }
 }

@@ -6,10 +6,8 @@
 #include "worker.h"
 
 /* splitmix64: good enough to decide alike for every replay, not secret. */
-static uint32_t next_random(struct coven_worker *worker)
+static uint32_t random_of(uint64_t x)
 {
-    uint64_t x = worker->random += 0x9e3779b97f4a7c15ull;
-
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
     return (uint32_t)((x ^ (x >> 31)) >> 32);
@@ -17,24 +15,29 @@ static uint32_t next_random(struct coven_worker *worker)
 
 static void fill_meta(struct coven_worker *worker, uint16_t port, const struct coven_rx *rx)
 {
-    uint16_t path = (uint16_t)worker->plan->ports[port].path;
+    const struct coven_meta line = {
+        .port = port,
+        .path = (uint16_t)worker->plan->ports[port].path,
+        .hop = COVEN_NO_HOP,
+        .flow = COVEN_NO_FLOW,
+    };
+    struct coven_meta *metas = worker->book.meta;
+    struct coven_meta_ext *exts = worker->book.ext;
+    uint64_t random = worker->random;
 
     for (uint16_t i = 0; i < rx->n; i++) {
         uint32_t handle = rx->handles[i];
+        struct coven_meta *meta = &metas[handle];
 
-        worker->book.meta[handle] = (struct coven_meta){
-            .handle = handle,
-            .offset = rx->meta[i].offset,
-            .length = rx->meta[i].length,
-            .port = port,
-            .path = path,
-            .hop = COVEN_NO_HOP,
-            .flow = COVEN_NO_FLOW,
-            .timestamp_ns = rx->meta[i].timestamp_ns,
-            .random = next_random(worker),
-        };
-        worker->book.ext[handle].cut = rx->cut[i];
+        *meta = line;
+        meta->handle = handle;
+        meta->offset = rx->meta[i].offset;
+        meta->length = rx->meta[i].length;
+        meta->timestamp_ns = rx->meta[i].timestamp_ns;
+        meta->random = random_of(random += 0x9e3779b97f4a7c15ull);
+        exts[handle].cut = rx->cut[i];
     }
+    worker->random = random;
 }
 
 static void book(struct coven_worker *worker, uint16_t port, const struct coven_rx *rx)
@@ -53,8 +56,7 @@ static void book(struct coven_worker *worker, uint16_t port, const struct coven_
     }
     for (uint16_t i = 0; i < rx->n_drops; i++)
         coven_book_count(b, COVEN_CELL_DROP(COVEN_SCOPE_PORT(port), rx->drops[i].reason), rx->drops[i].n);
-    for (uint16_t i = 0; i < rx->n; i++)
-        coven_book_own(b, rx->handles[i], coven_owner(COVEN_OWNER_WORKER, 0, 0, 0));
+    coven_book_own_all(b, rx->handles, rx->n, coven_owner(COVEN_OWNER_WORKER, 0, 0, 0));
     coven_book_word(b, &p->position->rx[0], rx->position[0]);
     coven_book_word(b, &p->position->rx[1], rx->position[1]);
     /* before the commit: that puts buffers on top which became free meanwhile */
@@ -89,18 +91,16 @@ static uint16_t find_flows(struct coven_worker *worker, uint32_t *handles, uint1
 static void enter(struct coven_worker *worker, uint16_t port, uint32_t *handles, uint16_t n)
 {
     const struct coven_plan_port *plan = &worker->plan->ports[port];
+    const struct coven_plan_next first = {(uint16_t)plan->first_hop, (uint16_t)plan->first_port};
     uint32_t path = plan->path < COVEN_MAX_PATHS ? plan->path : COVEN_MAX_PATHS;
 
     if (worker->path_has_flows[path])
         n = find_flows(worker, handles, n);
-    for (uint16_t i = 0; i < n; i++) {
-        if (plan->first_hop != COVEN_NO_HOP)
-            coven_graph_put_hop(worker, handles[i], plan->first_hop);
-        else if (plan->first_port != COVEN_NO_PORT)
-            coven_egress_put(worker, plan->first_port, handles[i]);
-        else
+    if (first.hop == COVEN_NO_HOP && first.port == COVEN_NO_PORT)
+        for (uint16_t i = 0; i < n; i++)
             coven_book_drop(&worker->book, handles[i], COVEN_SCOPE_PORT(port), COVEN_DROP_NO_PATH);
-    }
+    else
+        coven_graph_put_all(worker, handles, n, &first, COVEN_SCOPE_PORT(port));
     coven_graph_walk(worker);
 }
 

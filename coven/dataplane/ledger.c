@@ -161,9 +161,8 @@ void coven_book_commit(struct coven_book *book)
     COVEN_FAULT("worker-intent-applied");
     close_intent(intent);
     for (uint32_t i = 0; i < n_owners; i++) {
-        if (intent->owner[i] != 0)
-            continue;
-        book->free[n_free++] = intent->handle[i];
+        book->free[n_free] = intent->handle[i]; /* one more than is free has room: this one is not */
+        n_free += intent->owner[i] == 0;
         COVEN_FAULT("worker-free-list");
     }
     book->ledger->n_free = n_free;

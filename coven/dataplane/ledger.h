@@ -12,6 +12,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include <coven/abi.h>
 
@@ -166,6 +167,18 @@ static inline void coven_book_own(struct coven_book *book, uint32_t handle, uint
 
     intent->handle[at] = handle;
     intent->owner[at] = owner;
+}
+
+/* The same owner for several. */
+static inline void coven_book_own_all(struct coven_book *book, const uint32_t *handles, uint32_t n, uint64_t owner)
+{
+    struct coven_intent *intent = &book->ledger->intent;
+    uint32_t at = intent->n_owners;
+
+    intent->n_owners += n;
+    memcpy(&intent->handle[at], handles, sizeof(handles[0]) * n);
+    for (uint32_t i = 0; i < n; i++)
+        intent->owner[at + i] = owner;
 }
 
 static inline void coven_book_word(struct coven_book *book, uint64_t *word, uint64_t value)

@@ -14,6 +14,8 @@
 
 #define HEADER_BYTES 42u /* Ethernet, IPv4, UDP */
 #define MIN_BYTES 60u
+#define TEMPLATE_BYTES 64u /* the beginning of every packet, written even if the packet is shorter */
+#define NUMBER_AT (HEADER_BYTES + 8u)
 #define SOURCE 0xc6120001u /* 198.18.0.1 */
 #define TARGET 0xc6130001u /* 198.19.0.1 */
 #define FLOW_PORTS 16384u  /* flows that differ by port before they differ by address */
@@ -28,7 +30,7 @@ struct gen {
     uint64_t base_ns;  /* CLOCK_MONOTONIC at which packet number `base` was due */
     uint64_t base;
     uint32_t ip_sum, udp_sum; /* of what is the same in every packet, see write_packet() */
-    uint8_t template[HEADER_BYTES + 8];
+    uint8_t template[TEMPLATE_BYTES];
 };
 
 static uint64_t made(const struct coven_port *port)
@@ -68,7 +70,7 @@ static int attach(struct coven_port *port, char *why, size_t why_bytes)
     self = calloc(1, sizeof(*self));
     if (!self)
         return -ENOMEM;
-    _Static_assert(sizeof(head) == sizeof(self->template), "headers and the mark");
+    _Static_assert(sizeof(head) == NUMBER_AT, "headers and the mark");
     memcpy(self->template, head, sizeof(head));
     coven_store_be32(self->template + 30, TARGET);
     /* what is filled in for each packet is 0 here and adds nothing */
@@ -110,23 +112,21 @@ static uint16_t checksum(uint32_t sum)
 }
 
 /* The generator must not cost more than what is measured with it: sums begin with what all packets share. */
-static void write_packet(const struct gen *self, const struct coven_plan_port *plan, uint64_t n, uint32_t bytes,
-                         uint8_t *out)
+static void write_packet(const struct gen *self, uint32_t flow, uint64_t number, uint32_t bytes, uint8_t *out)
 {
-    uint32_t flow = plan->gen_first_flow + (plan->gen_flows > 1 ? (uint32_t)(n % plan->gen_flows) : 0);
     uint32_t source = SOURCE + flow / FLOW_PORTS, source_port = FIRST_PORT + flow % FLOW_PORTS;
     uint32_t source_sum = (source >> 16) + (source & 0xffff);
     uint32_t udp_bytes = bytes - COVEN_ETH_BYTES - 20;
-    uint64_t number = n + plan->gen_first_packet;
     uint32_t number_sum = (uint32_t)(number >> 48) + (uint32_t)(number >> 32 & 0xffff) +
                           (uint32_t)(number >> 16 & 0xffff) + (uint32_t)(number & 0xffff);
     uint8_t *ip = out + COVEN_ETH_BYTES, *udp = ip + 20;
     uint16_t sum;
 
-    memcpy(out, self->template, sizeof(self->template));
-    coven_store_be32(out + sizeof(self->template), (uint32_t)(number >> 32));
-    coven_store_be32(out + sizeof(self->template) + 4, (uint32_t)number);
-    memset(out + sizeof(self->template) + 8, 0, bytes - sizeof(self->template) - 8);
+    memcpy(out, self->template, TEMPLATE_BYTES);
+    if (bytes > TEMPLATE_BYTES)
+        memset(out + TEMPLATE_BYTES, 0, bytes - TEMPLATE_BYTES);
+    coven_store_be32(out + NUMBER_AT, (uint32_t)(number >> 32));
+    coven_store_be32(out + NUMBER_AT + 4, (uint32_t)number);
     coven_store_be16(ip + 2, bytes - COVEN_ETH_BYTES);
     coven_store_be32(ip + 12, source);
     coven_store_be16(ip + 10, checksum(self->ip_sum + bytes - COVEN_ETH_BYTES + source_sum));
@@ -140,20 +140,25 @@ static void write_packet(const struct gen *self, const struct coven_plan_port *p
 static void rx_burst(struct coven_port *port, struct coven_rx *rx)
 {
     const struct gen *self = port->state;
+    const struct coven_plan_port *plan = port->plan;
     uint64_t n = made(port), end;
+    uint32_t flows = plan->gen_flows > 1 ? plan->gen_flows : 1, flow = flows > 1 ? (uint32_t)(n % flows) : 0;
+    uint32_t first_flow = plan->gen_first_flow, room = coven_rx_room(rx);
+    uint64_t first = plan->gen_first_packet;
 
     coven_rx_begin(rx, port->position);
-    end = n < port->plan->gen_packets ? allowed(port) : n;
+    end = n < plan->gen_packets ? allowed(port) : n;
     while (n < end && rx->frames < rx->n_handles) {
-        uint32_t bytes = port->plan->gen_bytes ? port->plan->gen_bytes : imix[n % 12];
+        uint32_t bytes = plan->gen_bytes ? plan->gen_bytes : imix[n % 12];
 
         rx->frames++;
         rx->bytes += bytes;
-        if (bytes > coven_rx_room(rx))
+        if (bytes > room || room < TEMPLATE_BYTES)
             coven_rx_drop(rx, COVEN_DROP_OVERSIZE, 1);
         else
-            write_packet(self, port->plan, n, bytes, coven_rx_take(rx, bytes, rx->now_ns));
+            write_packet(self, first_flow + flow, n + first, bytes, coven_rx_take(rx, bytes, rx->now_ns));
         n++;
+        flow = flow + 1 < flows ? flow + 1 : 0;
     }
     rx->position[0] = n;
     rx->position[1] = self->identity;

@@ -32,19 +32,6 @@ void coven_rx_drop(struct coven_rx *rx, uint16_t reason, uint16_t n)
     rx->drops[i].n = (uint16_t)(rx->drops[i].n + n);
 }
 
-uint8_t *coven_rx_take(struct coven_rx *rx, uint32_t length, uint64_t timestamp_ns)
-{
-    struct coven_meta *meta = &rx->meta[rx->n];
-    uint32_t handle = rx->handles[rx->n];
-
-    meta->offset = (uint16_t)rx->headroom;
-    meta->length = (uint16_t)length;
-    meta->timestamp_ns = timestamp_ns;
-    rx->cut[rx->n] = 0;
-    rx->n++;
-    return rx->pool_data + (uint64_t)handle * rx->buffer_bytes + rx->headroom;
-}
-
 bool coven_rx_frame(struct coven_rx *rx, const struct coven_frame *frame, uint64_t timestamp_ns, uint32_t *segment)
 {
     struct coven_split split;

@@ -23,7 +23,18 @@ static inline uint32_t coven_rx_room(const struct coven_rx *rx)
 }
 
 /* The next buffer, for a packet of `length` bytes (at most coven_rx_room()): the caller writes it. */
-uint8_t *coven_rx_take(struct coven_rx *rx, uint32_t length, uint64_t timestamp_ns);
+static inline uint8_t *coven_rx_take(struct coven_rx *rx, uint32_t length, uint64_t timestamp_ns)
+{
+    struct coven_meta *meta = &rx->meta[rx->n];
+    uint32_t handle = rx->handles[rx->n];
+
+    meta->offset = (uint16_t)rx->headroom;
+    meta->length = (uint16_t)length;
+    meta->timestamp_ns = timestamp_ns;
+    rx->cut[rx->n] = 0;
+    rx->n++;
+    return rx->pool_data + (uint64_t)handle * rx->buffer_bytes + rx->headroom;
+}
 
 /* Put what a frame becomes into buffers, from *segment on, and count it. Returns true when the frame is done
  * (also dropped), false when the buffers ran out: *segment is then where to go on in another burst. */

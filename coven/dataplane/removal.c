@@ -25,7 +25,7 @@ static bool tell(struct coven_worker *worker, struct coven_removal *removal, uin
         };
 
         if (worker->component[component].fused.runtime) {
-            coven_fused_enter(worker, component, NULL, 0);
+            coven_fused_enter(worker, component, 0);
             coven_runtime_flow_removed(worker->component[component].fused.runtime, &meta);
             coven_fused_leave(worker);
         }

@@ -259,15 +259,16 @@ static uint32_t run_packet(struct coven_runtime *runtime, struct coven_packet *p
     return fs != NULL ? runtime->burst.open[index].word : 0;
 }
 
+static bool is_stateless(const struct coven_runtime *runtime)
+{
+    return runtime->ops->process_pkt == NULL || (runtime->view.n_slots == 0 && runtime->ops->process_burst != NULL);
+}
+
 void coven_runtime_run(struct coven_runtime *runtime, struct coven_packet *pkts, uint16_t n, uint32_t *words)
 {
     runtime->bursts++;
-    for (uint16_t i = 0; i < n; i++) {
-        pkts[i].meta->verdict = COVEN_FORWARD;
-        pkts[i].meta->output = 0;
-        words[i] = 0;
-    }
-    if (runtime->ops->process_pkt == NULL || (runtime->view.n_slots == 0 && runtime->ops->process_burst)) {
+    if (is_stateless(runtime)) {
+        memset(words, 0, sizeof(words[0]) * n);
         runtime->ops->process_burst(&runtime->self, pkts, n);
         return;
     }

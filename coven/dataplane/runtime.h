@@ -28,8 +28,8 @@ struct coven_runtime *coven_runtime_start(int code_fd, const char *start, size_t
 /* Orderly end (fini), unload. */
 void coven_runtime_stop(struct coven_runtime *runtime);
 
-/* Run n packets (1..COVEN_BURST), then commit their flow state. meta verdicts are set on return. Packets of
- * one flow share the shadow half within a burst. For fused components. */
+/* Run n packets (1..COVEN_BURST) whose verdicts are COVEN_FORWARD to output 0, then commit their flow state. Packets
+ * of one flow share the shadow half within a burst. For fused components. */
 void coven_runtime_process(struct coven_runtime *runtime, struct coven_packet *pkts, uint16_t n);
 /* A flow ended: deallocate, then free its slot. For fused components. */
 void coven_runtime_flow_removed(struct coven_runtime *runtime, const struct coven_meta *meta);

@@ -22,10 +22,13 @@ static uint64_t clock_ns(clockid_t id)
     return (uint64_t)now.tv_sec * COVEN_NS_PER_S + (uint64_t)now.tv_nsec;
 }
 
+/* One clock a turn: how far the other is ahead is looked at with each tick. */
 void coven_wait_clock(struct coven_worker *worker)
 {
     worker->now_ns = clock_ns(CLOCK_MONOTONIC);
-    worker->wall_ns = clock_ns(CLOCK_REALTIME);
+    if (worker->now_ns >= worker->tick_ns)
+        worker->wall_ahead_ns = clock_ns(CLOCK_REALTIME) - worker->now_ns;
+    worker->wall_ns = worker->now_ns + worker->wall_ahead_ns;
 }
 
 static void add(struct coven_worker *worker, uint32_t cell)

@@ -109,10 +109,22 @@ struct coven_removal {
     uint64_t to_answer;
 };
 
+/* Packets that travel together from hop to hop for as long as all go the same way. What components are shown of them is
+ * made once, and made again only for what they changed. */
+struct coven_burst {
+    const uint32_t *handle;
+    uint16_t n;
+    bool is_shown;                         /* what follows is filled in, and the breadcrumb lists the packets */
+    uint64_t since;                        /* cycles when the last component was done, or the journey began */
+    uint32_t shape[COVEN_BURST];           /* offset and length as in pkts */
+    struct coven_packet pkts[COVEN_BURST]; /* components get a copy */
+};
+
 struct coven_graph {
     uint64_t waiting[COVEN_MAX_HOPS / 64]; /* hops that have packets */
     uint16_t n[COVEN_MAX_HOPS];
     uint32_t handle[COVEN_MAX_HOPS][COVEN_BURST];
+    struct coven_burst burst; /* the one that travels */
 };
 
 struct coven_recovery {
@@ -138,6 +150,7 @@ struct coven_worker {
     struct coven_removal removal[COVEN_MAX_REMOVALS];
     uint32_t n_removals;
     uint64_t now_ns, wall_ns;              /* CLOCK_MONOTONIC, CLOCK_REALTIME of this turn */
+    uint64_t wall_ahead_ns;                /* of the other */
     uint64_t tick_ns, gauges_ns;           /* when they are due */
     uint64_t flows_created, flows_removed; /* of the flow table when last asked */
     uint64_t random;
@@ -182,12 +195,16 @@ uint32_t coven_ingress_burst(struct coven_worker *worker, uint16_t port);
 uint16_t coven_ingress_room(const struct coven_worker *worker, uint16_t port);
 /* Find out which replicas lie behind a port. */
 void coven_ingress_prepare(struct coven_worker *worker, uint16_t port);
-/* Queue a packet for a port; the worker gives it away. */
-void coven_egress_put(struct coven_worker *worker, uint32_t port, uint32_t handle);
+/* Queue packets for a port, at most COVEN_BURST; the worker gives them away. */
+void coven_egress_put(struct coven_worker *worker, uint32_t port, const uint32_t *handles, uint16_t n);
 /* Send what is queued at a port and book the outcome. Returns how many packets. */
 uint32_t coven_egress_flush(struct coven_worker *worker, uint16_t port);
 
 /* ---- graph.c ---- */
+/* Put packets where `next` points, at most COVEN_BURST; `scope` is who chose it (for no-output). Follow with
+ * coven_graph_walk(). */
+void coven_graph_put_all(struct coven_worker *worker, const uint32_t *handles, uint16_t n,
+                         const struct coven_plan_next *next, uint32_t scope);
 /* Run all waiting packets to where they leave the worker's hands. */
 void coven_graph_walk(struct coven_worker *worker);
 /* Whether a component whose on_failure is stop is down. Changes only by messages of the supervisor. */
@@ -196,14 +213,15 @@ bool coven_graph_is_halted(const struct coven_worker *worker);
 void coven_graph_component_down(struct coven_worker *worker, uint16_t hop, const uint32_t *handles, uint16_t n);
 
 /* ---- fused.c ---- */
-/* Around each call into a fused component's code: the breadcrumb in the ledger says whose it is and which packets are
- * in its hands, for the case that the worker dies in it. */
-void coven_fused_enter(struct coven_worker *worker, uint16_t component, const uint32_t *handles, uint16_t n);
+/* Around each call into a fused component's code: the breadcrumb in the ledger says whose it is and how many of the
+ * packets that it lists are in its hands, for the case that the worker dies in it. */
+void coven_fused_enter(struct coven_worker *worker, uint16_t component, uint16_t n);
 void coven_fused_leave(struct coven_worker *worker);
 int coven_fused_start(struct coven_worker *worker, uint16_t component, char *why, size_t why_bytes)
     __attribute__((warn_unused_result));
 void coven_fused_stop(struct coven_worker *worker, uint16_t component);
-void coven_fused_process(struct coven_worker *worker, uint16_t hop, const uint32_t *handles, uint16_t n);
+/* Run a burst through the component of a hop. Returns where all of it goes next, or NULL when each packet was seen to. */
+const struct coven_plan_next *coven_fused_process(struct coven_worker *worker, uint16_t hop, struct coven_burst *burst);
 /* Take back what fused components released. Returns how many packets. */
 uint32_t coven_fused_collect(struct coven_worker *worker);
 /* Clock for fused components and their hold limits. */
@@ -315,24 +333,18 @@ static inline void coven_track_clear(struct coven_track_list *list)
 }
 
 /* ---- graph: called for each packet and hop ---- */
-static inline void coven_graph_put_hop(struct coven_worker *worker, uint32_t handle, uint32_t hop)
-{
-    struct coven_graph *graph = &worker->graph;
-
-    graph->handle[hop][graph->n[hop]++] = handle;
-    graph->waiting[hop / 64] |= 1ull << (hop % 64);
-}
-
-/* Put a packet where `next` points; `scope` is who chose it (for no-output). Follow with coven_graph_walk(). */
+/* coven_graph_put_all() for one packet. */
 static inline void coven_graph_put(struct coven_worker *worker, uint32_t handle, const struct coven_plan_next *next,
                                    uint32_t scope)
 {
-    if (next->hop != COVEN_NO_HOP)
-        coven_graph_put_hop(worker, handle, next->hop);
-    else if (next->port != COVEN_NO_PORT)
-        coven_egress_put(worker, next->port, handle);
-    else
-        coven_book_drop(&worker->book, handle, scope, COVEN_DROP_NO_OUTPUT);
+    struct coven_graph *graph = &worker->graph;
+
+    if (next->hop == COVEN_NO_HOP) {
+        coven_graph_put_all(worker, &handle, 1, next, scope);
+        return;
+    }
+    graph->handle[next->hop][graph->n[next->hop]++] = handle;
+    graph->waiting[next->hop / 64] |= 1ull << (next->hop % 64);
 }
 
 static inline uint8_t *coven_worker_buffer(const struct coven_worker *worker, uint32_t handle)

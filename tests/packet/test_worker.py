@@ -118,6 +118,20 @@ def test_packets_grow(isolation: str, tmp_path: Path, bin_dir: Path) -> None:
             assert data[4:104] == b"\xee" * 100
 
 
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_each_component_sees_packets_as_they_are(isolation: str, tmp_path: Path, bin_dir: Path) -> None:
+    """Whatever one does to its own view of a packet, by the rules or not, the next one sees where the packet is."""
+    read = capture(tmp_path / "in.pcap", [frame(i, 100) for i in range(200)])
+    chain = [obedient(what, isolation, name=f"at-{i}") for i, what in enumerate(("grow", "scribble", "shift", "grow"))]
+    plan = chain_plan([pcap("in", read), pcap("out", write=tmp_path / "out.pcap")], chain)
+    with Rig(plan, tmp_path, bin_dir=bin_dir) as rig:
+        rig.start()
+        rig.wait(lambda s: s.tx == 200)
+        for _, _, data in frames_of(tmp_path / "out.pcap"):
+            assert len(data) == 120
+            assert data[4:112] == b"\xee" * 108
+
+
 def test_an_egress_port_that_is_not_there(tmp_path: Path, bin_dir: Path) -> None:
     with Rig(chain_plan([gen("in", N), gen("out")], [c_component("nothing", NULL)]), tmp_path, bin_dir=bin_dir) as rig:
         rig.withheld.add(1)

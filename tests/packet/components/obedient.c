@@ -44,6 +44,13 @@ static void one(struct obedient *me, struct coven_packet *pkt)
         memset(pkt->data, 0xee, pkt->meta->length);
         if (coven_packet_resize(pkt, -4, 8) != 0)
             coven_drop(pkt);
+    } else if (strcmp(me->what, "shift") == 0) {
+        pkt->meta->offset = (uint16_t)(pkt->meta->offset + 4);
+        pkt->meta->length = (uint16_t)(pkt->meta->length - 4);
+    } else if (strcmp(me->what, "scribble") == 0) {
+        pkt->data += 60;
+        pkt->room_front = pkt->room_back = 0;
+        pkt->meta = NULL;
     } else if ((strcmp(me->what, "hold") == 0 || strcmp(me->what, "keep") == 0) && me->n_held < 4096) {
         me->held[me->n_held++] = pkt->meta->handle;
         coven_hold(pkt);
