@@ -12,7 +12,7 @@ from typing import Any
 
 from coven.bench.function import Function, Part
 from coven.bench.links import Network, counters
-from coven.bench.measure import Taken, cores, pin, rest
+from coven.bench.measure import Taken, cores, cpu_ns, pin, rest
 from coven.bench.platform import Platform, Running
 from coven.bench.session import Session
 from coven.errors import CovenError
@@ -171,6 +171,12 @@ class Passage:
     dropped: int  # by COVEN, in its counters
     missed: int  # rx_missed: lost by the kernel before COVEN saw it
     taken: Mapping[str, float]
+    cpu_ns: Mapping[str, int]  # of worker and components
+
+    @property
+    def cost(self) -> float:
+        """CPU nanoseconds for a packet that came back."""
+        return sum(self.cpu_ns.values()) / max(1, self.traffic.received)
 
     @property
     def lost(self) -> int:
@@ -184,11 +190,13 @@ def passage(
     """Send at a rate through a forwarder and take everything back."""
     before = forwarder.snapshot()["accounting"] if forwarder.snapshot else {}
     taken = Taken(forwarder.workers)
+    used = cpu_ns(forwarder.workers), cpu_ns(forwarder.components)
     process = start_traffic(session, net, size=size, rate=rate, seconds=seconds, **more)
     traffic = end_traffic(process, seconds + 30)
+    cpu = {"worker": cpu_ns(forwarder.workers) - used[0], "components": cpu_ns(forwarder.components) - used[1]}
     shares = taken.shares()
     after = forwarder.snapshot()["accounting"] if forwarder.snapshot else {}
     return Passage(
         traffic, after.get("drops", 0) - before.get("drops", 0),
-        after.get("rx_missed", 0) - before.get("rx_missed", 0), shares,
+        after.get("rx_missed", 0) - before.get("rx_missed", 0), shares, cpu,
     )  # fmt: skip

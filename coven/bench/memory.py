@@ -66,12 +66,12 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield "shared Python: each packet", _isolated((Part("pass-packet", "shared"),))
 
 
-def measure(session: Session, platform: Platform, function: Function) -> Sample:
-    """Deploy a function, let it warm up, and count for a while."""
+def measure(session: Session, platform: Platform, function: Function, fill: int = 0) -> Sample:
+    """Deploy a function, let it warm up, and count for a while. fill: packets that must have passed before."""
     near = session.hop() if function.isolated else None
     with platform.deployed(function) as running:
         pids = running.workers
-        running.moved(LEAST_PACKETS, session.warm_up_s)
+        running.moved(max(LEAST_PACKETS, fill), session.warm_up_s)
         taken = Taken(pids)
         before = (running.tx(), time.monotonic_ns(), cpu_ns(pids), cpu_ns(running.components))
         running.moved(LEAST_PACKETS, session.measure_s)

@@ -65,7 +65,9 @@ def row_of(result: Mapping[str, Any]) -> list[str]:
     bare = result["reference"] or {}
     parts = result["details"].get("cpu_ns_by_part", {})
     latency = result["latency_us"]
-    remarks = [result["hop"] or "", *(["INVALID: " + "; ".join(result["why"])] if result["why"] else [])]
+    invalid = "INVALID: " + "; ".join(result["why"]) if result["why"] else ""
+    # the verdict on a long run says what was lost, also when it is invalid
+    remarks = [result["hop"] or "", _verdict(result["details"]), invalid]
     return [
         result["case"], _number(result["packets_per_second"], 1e-6), _number(result["ns_per_packet"]),
         *(_number(parts[key]["median"]) if key in parts else "" for key in ("worker", "components")),
@@ -73,6 +75,19 @@ def row_of(result: Mapping[str, Any]) -> list[str]:
         "/".join(_number(latency[key]) for key in ("p50", "p99", "p999")) if latency else "",
         " ".join(word for word in remarks if word),
     ]  # fmt: skip
+
+
+def _verdict(details: Mapping[str, Any]) -> str:
+    """Say what a run with a target showed; an INVALID one is told elsewhere."""
+    if "rx_missed" in details and "verdict" in details:
+        lost = f"dropped by COVEN {details['dropped_by_coven']}, rx_missed {details['rx_missed']}"
+        said = "" if details["verdict"] == "INVALID" else f"{details['verdict']}: "
+        return f"{said}{details['received']} of {details['sent']} came back, {lost}"
+    if details.get("p50_above_reference_us") is not None:
+        allowed = details["allowed_us"]
+        limit = "" if allowed is None else f" (aim: {allowed:+.0f})"
+        return f"p50 {details['p50_above_reference_us']:+.1f} us beside bare{limit}"
+    return ""
 
 
 COLUMNS = ("case", "Mpps", "CPU ns", "worker", "components", "bare Mpps", "bare ns", "ratio", "p50/p99/p99.9 us", "")

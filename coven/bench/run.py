@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from coven.bench import hop, memory, report, wire
+from coven.bench import hop, latency, memory, report, scale, soak, throughput, wire
 from coven.bench.measure import Programs
 from coven.bench.result import Result
 from coven.bench.session import Session
@@ -36,6 +36,14 @@ SCENARIOS: dict[str, Scenario] = {
     "wire": Scenario(
         wire.run, "veth to veth at full load: CPU time of a packet by size and NIC tool; against bare forwarders", True
     ),
+    "throughput": Scenario(
+        throughput.run, "the highest rate without loss (RFC 2544), then 60 s at 80 % of it: no drop by COVEN", True
+    ),
+    "latency": Scenario(
+        latency.run, "one way at 10, 50, 90 % of that; profiles, isolated hops; against bare forwarders", True
+    ),
+    "scale": Scenario(scale.run, "cost of a packet against flows, rules, paths and components"),
+    "soak": Scenario(soak.run, "80 % of capacity for long: no loss, memory flat", True, by_default=False),
 }
 
 

@@ -19,6 +19,7 @@
 #define BUFFERS 4096u
 #define BUFFER_BYTES 2048u
 #define MOST 64u
+#define MOST_RULES 65536u
 
 struct view {
     uint8_t *data;
@@ -34,7 +35,7 @@ struct rule {
 
 typedef void (*step)(struct view *, unsigned int);
 
-static struct rule rules[1024];
+static struct rule rules[MOST_RULES];
 static unsigned int n_rules;
 
 __attribute__((noinline)) static void nothing(struct view *pkts, unsigned int n)
@@ -99,7 +100,7 @@ int main(int argc, char **argv)
     functions = (unsigned int)atoi(argv[2]);
     n_rules = (unsigned int)atoi(argv[3]);
     bytes = (unsigned int)atoi(argv[4]);
-    if (functions > MOST || n_rules > 1024 || bytes < 60 || bytes > BUFFER_BYTES)
+    if (functions > MOST || n_rules > MOST_RULES || bytes < 60 || bytes > BUFFER_BYTES)
         return 2;
     CPU_ZERO(&set);
     CPU_SET((unsigned int)atoi(argv[1]), &set);
