@@ -182,14 +182,24 @@ def run_counters(context: Context, arguments: argparse.Namespace) -> int:
     )
     line(f"lost by the kernel before: {whole.get('rx_missed', 0)}")
     for title in ("ports", "components", "paths"):
-        keys = list(dict.fromkeys(key for each in found[title].values() for key in each))
+        flat = {name: _flat(each) for name, each in found[title].items()}
+        keys = list(dict.fromkeys(key for each in flat.values() for key in each))
         line()
-        rows = [(name, *(each.get(key) for key in keys)) for name, each in found[title].items()]
+        rows = [(name, *(each.get(key) for key in keys)) for name, each in flat.items()]
         table((title[:-1], *keys), rows)
     line()
     drops = [(each["scope"], each["reason"], each["packets"]) for each in found["drops"]]
     table(("dropped by", "reason", "packets"), drops)
     return 0 if whole["balanced"] else UNWELL
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """Give a row whose inner rows have become columns of their own."""
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        inner = value if isinstance(value, dict) else None
+        flat |= {key: value} if inner is None else {f"{key}.{name}": each for name, each in inner.items()}
+    return flat
 
 
 def run_logs(context: Context, arguments: argparse.Namespace) -> None:

@@ -109,6 +109,37 @@ static void book(struct coven_worker *worker, uint16_t port, const uint32_t *han
     coven_book_commit(b);
 }
 
+static uint32_t latency_bucket(uint64_t ns)
+{
+    uint32_t power, bucket;
+
+    if (ns < 64)
+        return 0;
+    power = 63u - (uint32_t)__builtin_clzll(ns);
+    bucket = 1u + (power - 6u) * 4u + (uint32_t)(ns >> (power - 2u) & 3u);
+    return bucket < COVEN_LATENCY_BUCKETS ? bucket : COVEN_LATENCY_BUCKETS - 1u;
+}
+
+/* A clock is read for it, so only now and then; that of the turn stands still while the packets move. The time in a
+ * capture file tells when a packet was recorded: those are left out. */
+static void measure_latency(struct coven_worker *worker, const uint32_t *handles, uint16_t n)
+{
+    const struct coven_plan *plan = worker->plan;
+    uint64_t now = coven_wait_wall_ns();
+
+    worker->measured_ns = worker->now_ns;
+    for (uint16_t i = 0; i < n; i++) {
+        const struct coven_meta *meta = &worker->book.meta[handles[i]];
+        uint64_t *count;
+
+        if (meta->port >= plan->n_ports || plan->ports[meta->port].tool == COVEN_PORT_PCAP ||
+            meta->path >= COVEN_MAX_PATHS || meta->timestamp_ns > now)
+            continue;
+        count = &worker->stats->cell[COVEN_LATENCY(meta->path, latency_bucket(now - meta->timestamp_ns))];
+        __atomic_store_n(count, *count + 1, __ATOMIC_RELAXED);
+    }
+}
+
 uint32_t coven_egress_flush(struct coven_worker *worker, uint16_t port)
 {
     struct coven_port_link *link = &worker->port[port];
@@ -139,6 +170,8 @@ uint32_t coven_egress_flush(struct coven_worker *worker, uint16_t port)
     COVEN_FAULT("worker-before-tx");
     link->port.ops->tx_burst(&link->port, pkts, n, results, position);
     COVEN_FAULT("worker-after-tx");
+    if (worker->now_ns - worker->measured_ns >= COVEN_LATENCY_EVERY_NS)
+        measure_latency(worker, record->handle, n);
     link->n = 0;
     book(worker, port, record->handle, n, results, position);
     return n;

@@ -233,7 +233,8 @@ def _plain(name: str, kind: int, size: int, created_ns: int) -> SegmentImage:
 
 def _stats(plan: CStruct, created_ns: int) -> SegmentImage:
     head = ffi.new("struct coven_stats *")
-    size = _round(sizeof("coven_stats") + 8 * cell_count(), PAGE)
+    words = cell_count() + lib.COVEN_MAX_PATHS * lib.COVEN_LATENCY_BUCKETS
+    size = _round(sizeof("coven_stats") + 8 * words, PAGE)
     _header(head, lib.COVEN_SEGMENT_STATS, size, 0, created_ns)
     head.instance = ffi.string(plan.instance)
     first = bytes(ffi.buffer(head))[: sizeof("coven_stats")]

@@ -22,6 +22,11 @@ static uint64_t clock_ns(clockid_t id)
     return (uint64_t)now.tv_sec * COVEN_NS_PER_S + (uint64_t)now.tv_nsec;
 }
 
+uint64_t coven_wait_wall_ns(void)
+{
+    return clock_ns(CLOCK_REALTIME);
+}
+
 /* One clock a turn: how far the other is ahead is looked at with each tick. */
 void coven_wait_clock(struct coven_worker *worker)
 {

@@ -178,7 +178,7 @@ static int check_segments(struct coven_worker *worker, char *why, size_t why_byt
     if (error)
         return error;
     worker->plan = worker->plan_segment.base;
-    if (worker->stats_segment.bytes < sizeof(struct coven_stats) + 8ull * COVEN_CELLS ||
+    if (worker->stats_segment.bytes < sizeof(struct coven_stats) + 8ull * COVEN_STATS_WORDS ||
         worker->ledger_segment.bytes < coven_ledger_bytes(worker->plan) ||
         worker->pool_segment.bytes <
             COVEN_POOL_DATA_OFFSET + (uint64_t)worker->plan->n_buffers * worker->plan->buffer_bytes) {

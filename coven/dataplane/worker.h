@@ -151,6 +151,7 @@ struct coven_worker {
     uint32_t n_removals;
     uint64_t now_ns, wall_ns;              /* CLOCK_MONOTONIC, CLOCK_REALTIME of this turn */
     uint64_t wall_ahead_ns;                /* of the other */
+    uint64_t measured_ns;                  /* when the latency of packets was looked at last */
     uint64_t tick_ns, gauges_ns;           /* when they are due */
     uint64_t flows_created, flows_removed; /* of the flow table when last asked */
     uint64_t random;
@@ -292,6 +293,8 @@ void coven_snapshot_take(struct coven_worker *worker, struct coven_snapshot *sna
 void coven_snapshot_gauges(struct coven_worker *worker);
 /* Clocks of this turn. */
 void coven_wait_clock(struct coven_worker *worker);
+/* CLOCK_REALTIME just now, for what must be more exact than this turn's. */
+uint64_t coven_wait_wall_ns(void);
 /* After a turn that moved `done` packets: timers, control messages, and sleep if there is nothing to do. */
 void coven_wait_turn(struct coven_worker *worker, uint32_t done);
 

@@ -204,10 +204,12 @@ class Lane:
         """Give totals and cells for a snapshot, from the worker if it runs; None when there is no memory yet."""
         from coven.supervisor import metrics
 
-        if self.worker.state in ("ready", "running"):
-            return metrics.from_worker((await self.worker.request(control.SNAPSHOT)).payload)
         stats, ledger = (self._context.keeper.get(self.name(part)) for part in ("stats", "ledger"))
-        return metrics.from_memory(stats[0], ledger[0]) if stats else None
+        if not stats:
+            return None
+        if self.worker.state in ("ready", "running"):
+            return metrics.from_worker((await self.worker.request(control.SNAPSHOT)).payload, stats[0])
+        return metrics.from_memory(stats[0], ledger[0])
 
 
 def code_name(instance: str, component: int) -> str:

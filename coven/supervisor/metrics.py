@@ -22,12 +22,13 @@ WORKER_KEYS = ("loops", "busy_loops", "sleeps", "recoveries", "flows", "flows_cr
 COMPONENT_BASE = PORT_BASE + 8 * lib.COVEN_MAX_PORTS
 PATH_BASE = COMPONENT_BASE + 8 * lib.COVEN_MAX_COMPONENTS
 DROP_BASE = PATH_BASE + 4 * lib.COVEN_MAX_PATHS
+BUCKETS = lib.COVEN_LATENCY_BUCKETS
 SCOPE_PORT = lib.COVEN_MAX_COMPONENTS
 SCOPE_WORKER = SCOPE_PORT + lib.COVEN_MAX_PORTS
 
 
-def from_worker(payload: bytes) -> dict[str, Any]:
-    """Give totals and cells of a SNAPSHOT answer: consistent, taken between two bursts."""
+def from_worker(payload: bytes, stats_fd: int) -> dict[str, Any]:
+    """Give totals and cells of a SNAPSHOT answer: consistent, taken between two bursts. Latency is in memory alone."""
     taken = ffi.new("struct coven_snapshot *")
     ffi.memmove(taken, payload, min(len(payload), sizeof("coven_snapshot")))
     return {
@@ -37,6 +38,7 @@ def from_worker(payload: bytes) -> dict[str, Any]:
         "held_by_kind": list(taken.held_by_kind),
         "held_by_component": list(taken.held_by_component),
         "cells": list(taken.cell),
+        "latency": _latency(stats_fd),
     }
 
 
@@ -50,12 +52,41 @@ def from_memory(stats_fd: int, ledger_fd: int) -> dict[str, Any]:
         "held_by_kind": held_kinds,
         "held_by_component": held_components,
         "cells": _words(stats_fd, sizeof("coven_stats"), cell_count()),
+        "latency": _latency(stats_fd),
     }
 
 
 def _words(fd: int, offset: int, number: int) -> list[int]:
     with mmap.mmap(fd, os.fstat(fd).st_size, prot=mmap.PROT_READ) as memory:
         return list(struct.unpack_from(f"={number}Q", memory, offset))
+
+
+def _latency(stats_fd: int) -> list[int]:
+    """Give the counts of all buckets, path after path."""
+    offset = sizeof("coven_stats") + 8 * cell_count()
+    return _words(stats_fd, offset, lib.COVEN_MAX_PATHS * lib.COVEN_LATENCY_BUCKETS)
+
+
+def bucket_begin_ns(bucket: int) -> int:
+    """Give the least time that a bucket counts (abi.h, COVEN_LATENCY)."""
+    return (4 + (bucket - 1) % 4) << (4 + (bucket - 1) // 4) if bucket else 0
+
+
+def latency(counts: list[int]) -> dict[str, Any]:
+    """Give packets that were looked at and percentiles of the time from rx to tx, in microseconds.
+
+    A percentile is the middle of its bucket, which is at most an eighth off; of none without packets.
+    """
+    packets = sum(counts)
+    found: dict[str, Any] = {"packets": packets}
+    for name, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999)):
+        left, bucket = share * packets, 0
+        while bucket < len(counts) - 1 and left > counts[bucket]:
+            left -= counts[bucket]
+            bucket += 1
+        middle = (bucket_begin_ns(bucket) + bucket_begin_ns(bucket + 1)) / 2
+        found[name] = round(middle / 1000, 3) if packets else None
+    return found
 
 
 def _owners(ledger_fd: int) -> tuple[list[int], list[int], int]:
@@ -93,7 +124,7 @@ def _sum(workers: list[dict[str, Any]]) -> dict[str, Any]:
     total: dict[str, Any] = {"time": max(raw["time"] for raw in workers)}
     for key in ("held", "free_buffers"):
         total[key] = sum(raw[key] for raw in workers)
-    for key in ("held_by_kind", "held_by_component", "cells"):
+    for key in ("held_by_kind", "held_by_component", "cells", "latency"):
         total[key] = [sum(row) for row in zip(*(raw[key] for raw in workers), strict=True)]
     return total
 
@@ -112,7 +143,13 @@ def _one(plan: InstancePlan, raw: dict[str, Any]) -> dict[str, Any]:
         },
         "ports": ports,
         "components": components,
-        "paths": {p.name: _row(cells, PATH_BASE + 4 * i, PATH_KEYS) for i, p in enumerate(plan.paths)},
+        "paths": {
+            p.name: {
+                **_row(cells, PATH_BASE + 4 * i, PATH_KEYS),
+                "latency_us": latency(raw["latency"][i * BUCKETS : (i + 1) * BUCKETS]),
+            }
+            for i, p in enumerate(plan.paths)
+        },
         "worker": {**_row(cells, 0, WORKER_KEYS), "free_buffers": raw["free_buffers"]},
     }
 

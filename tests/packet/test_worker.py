@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from coven.dataplane.core import ffi, lib
+from coven.supervisor import metrics
 from tests.lib import builds
 from tests.lib.dataplane import Rig, c_component, chain_plan, gen, pcap, played
 from tests.lib.parts import NULL, capture, counter, frame, frames_of, obedient
@@ -80,6 +81,46 @@ def test_a_branch_between_isolated_components(tmp_path: Path, bin_dir: Path) -> 
     with Rig(plan, tmp_path, bin_dir=bin_dir) as rig:
         rig.start()
         assert rig.wait(lambda s: s.tx == N).dropped == 0
+
+
+def test_latency_is_from_rx_to_tx(tmp_path: Path, bin_dir: Path) -> None:
+    """The one packet waits in a component; what is told of it lies between what the test saw of that and of the whole."""
+    plan = chain_plan([gen("in", 1), gen("out")], [played("slow", "shared")])
+    with Rig(plan, tmp_path, bin_dir=bin_dir) as rig:
+        before = time.monotonic_ns()
+        rig.start()
+        replica = rig.stand_in("slow")
+        entries = replica.take()
+        taken = time.monotonic_ns()
+        rig.snapshot()
+        waited = time.monotonic_ns() - taken
+        replica.give(entries)
+        rig.wait(lambda s: s.tx == 1)
+        whole = time.monotonic_ns() - before
+        counts = metrics.from_memory(rig.segments["stats"].fd, rig.segments["ledger"].fd)["latency"]
+        assert sum(counts) == 1
+        bucket = counts.index(1)
+        assert bucket < lib.COVEN_LATENCY_BUCKETS, "not that of the path"
+        assert metrics.bucket_begin_ns(bucket) <= whole
+        assert metrics.bucket_begin_ns(bucket + 1) > waited
+        begin, end = (metrics.bucket_begin_ns(b) / 1000 for b in (bucket, bucket + 1))
+        assert begin < metrics.latency(counts[:lib.COVEN_LATENCY_BUCKETS])["p50"] < end
+
+
+def test_buckets_of_latency_are_quarters_of_powers_of_two() -> None:
+    begins = [metrics.bucket_begin_ns(bucket) for bucket in range(lib.COVEN_LATENCY_BUCKETS)]
+    assert begins[:7] == [0, 64, 80, 96, 112, 128, 160]
+    assert begins == sorted(begins)
+    assert metrics.latency([0] * 10) == {"packets": 0, "p50": None, "p99": None, "p999": None}
+
+
+def test_packets_of_a_capture_have_no_latency(tmp_path: Path, bin_dir: Path) -> None:
+    read = capture(tmp_path / "in.pcap", [frame(i, 100) for i in range(200)])
+    plan = chain_plan([pcap("in", read), pcap("out", write=tmp_path / "out.pcap")], [])
+    with Rig(plan, tmp_path, bin_dir=bin_dir) as rig:
+        rig.start()
+        rig.wait(lambda s: s.tx == 200)
+        assert sum(metrics.from_memory(rig.segments["stats"].fd, rig.segments["ledger"].fd)["latency"]) == 0
 
 
 def test_no_path_begins_at_the_port(tmp_path: Path, bin_dir: Path) -> None:

@@ -384,12 +384,20 @@ enum coven_worker_counter {
      (reason))
 #define COVEN_CELLS COVEN_CELL_DROP(COVEN_SCOPES, 0)
 
+/* Behind the cells, and in no snapshot: how long packets took from rx to tx, by the path that they came in on. Not all
+ * are looked at: those sent in one moment every COVEN_LATENCY_EVERY_NS. Buckets are a quarter of a power of two wide:
+ * bucket 0 is up to 64 ns, bucket b begins at (4 + (b - 1) % 4) << (4 + (b - 1) / 4) ns, the last has no end. */
+#define COVEN_LATENCY_BUCKETS 96u
+#define COVEN_LATENCY_EVERY_NS 10000u
+#define COVEN_LATENCY(path, bucket) (COVEN_CELLS + (path)*COVEN_LATENCY_BUCKETS + (bucket))
+#define COVEN_STATS_WORDS COVEN_LATENCY(COVEN_MAX_PATHS, 0)
+
 struct coven_stats {
     struct coven_segment_header header;
     char instance[64];
     uint64_t heartbeat_ns; /* CLOCK_MONOTONIC, stored when the worker wakes and every 1024 loops */
     uint64_t reserved[7];
-    uint64_t cell[]; /* COVEN_CELLS */
+    uint64_t cell[]; /* COVEN_STATS_WORDS */
 };
 
 _Static_assert(sizeof(struct coven_segment_header) == 64, "segment header");
