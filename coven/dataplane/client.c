@@ -45,8 +45,10 @@ static const char *read_geometry(struct coven_client *client)
         return "the isolation is neither shared nor copy";
     if (header.ring_size == 0 || header.ring_size > MAX_RING || (header.ring_size & (header.ring_size - 1)))
         return "the ring size is no power of two";
-    if (!inside(header.in_meta, header.ring_size, sizeof(struct coven_meta), client->replica_segment.bytes) ||
+    if (!inside(header.in_entry, header.ring_size, sizeof(struct coven_entry), client->replica_segment.bytes) ||
+        !inside(header.in_meta, header.ring_size, sizeof(struct coven_meta), client->replica_segment.bytes) ||
         !inside(header.in_ext, header.ring_size, sizeof(struct coven_meta_ext), client->replica_segment.bytes) ||
+        !inside(header.out_entry, header.ring_size, sizeof(struct coven_entry), client->replica_segment.bytes) ||
         !inside(header.out_meta, header.ring_size, sizeof(struct coven_meta), client->replica_segment.bytes) ||
         !inside(header.out_ext, header.ring_size, sizeof(struct coven_meta_ext), client->replica_segment.bytes))
         return "a ring lies outside the segment";
@@ -65,8 +67,10 @@ static const char *read_geometry(struct coven_client *client)
     client->outputs = header.outputs;
     memcpy(client->name, header.name, sizeof(client->name));
     client->name[sizeof(client->name) - 1] = '\0';
+    client->in_entry = (void *)((uint8_t *)client->replica + header.in_entry);
     client->in_meta = (void *)((uint8_t *)client->replica + header.in_meta);
     client->in_ext = (void *)((uint8_t *)client->replica + header.in_ext);
+    client->out_entry = (void *)((uint8_t *)client->replica + header.out_entry);
     client->out_meta = (void *)((uint8_t *)client->replica + header.out_meta);
     client->out_ext = (void *)((uint8_t *)client->replica + header.out_ext);
     client->memory = (uint8_t *)(header.isolation == COVEN_SHARED ? client->pool_segment.base : client->replica) +

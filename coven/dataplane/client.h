@@ -27,8 +27,10 @@ struct coven_client;
 struct coven_client_burst {
     uint32_t n;                             /* entries, 0 between bursts */
     uint32_t first;                         /* in-ring position of entry 0 */
-    struct coven_meta meta[COVEN_BURST];    /* verdict preset to COVEN_FORWARD, output 0 */
-    struct coven_meta_ext ext[COVEN_BURST]; /* valid where nsh_path is not 0, else zero */
+    struct coven_meta meta[COVEN_BURST];    /* verdict preset to COVEN_FORWARD, output 0. Until an entry is fetched only
+                                               handle, offset, length, verdict, output and kind are valid */
+    struct coven_meta_ext ext[COVEN_BURST]; /* of fetched entries: zero where nsh_path is 0 */
+    uint8_t fetched[COVEN_BURST];           /* 1: the whole line is here (coven_client_meta()) */
     uint64_t buffer[COVEN_BURST];           /* offset of the packet's buffer in the memory of coven_client_memory();
                                                 the packet begins meta.offset further. UINT64_MAX: no packet */
     uint64_t state[COVEN_BURST];            /* offset of the shadow half in the state segment once
@@ -67,6 +69,11 @@ void coven_client_last_words(struct coven_client *client, const char *text);
  * wrote an entry that points outside. */
 int coven_client_receive(struct coven_client *client, uint32_t max);
 struct coven_client_burst *coven_client_burst(struct coven_client *client);
+/* The whole metadata of entry i. It is a cache line of its own in the ring, which comes from another core only when it is
+ * asked for, and goes back only when it was changed. */
+struct coven_meta *coven_client_meta(struct coven_client *client, uint32_t i);
+/* The same for all entries of the burst, whose lines then come at the same time. */
+void coven_client_fetch(struct coven_client *client);
 /* Same verdict and output for every packet of the burst. */
 void coven_client_set_all(struct coven_client *client, uint8_t verdict, uint8_t output);
 /* The burst's verdicts and outputs from two arrays of n bytes. */

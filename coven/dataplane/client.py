@@ -48,6 +48,7 @@ class ReplicaClient:
         n: int = lib.coven_client_receive(self._client, 32)
         if n < 0:
             raise CovenError("platform.internal", f"entry of the in-ring refused: {os.strerror(-n)}")
+        lib.coven_client_fetch(self._client)
         return n
 
     def finish(self) -> None:

@@ -3,22 +3,71 @@
 #include "client_private.h"
 
 #include <errno.h>
-#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "fault.h"
+#include "ring.h"
 
 static bool is_packet(const struct coven_client *client, const struct coven_meta *meta)
 {
     return meta->handle < client->n_buffers && (uint32_t)meta->offset + meta->length <= client->buffer_bytes;
 }
 
+static const struct coven_meta *told(const struct coven_client *client, uint32_t i)
+{
+    return &client->in_meta[(client->burst.first + i) & (client->ring_size - 1)];
+}
+
+/* Take the rest of entry i's line over, whatever was changed already of what came with the entry. */
+static void fetch(struct coven_client *client, uint32_t i)
+{
+    struct coven_client_burst *burst = &client->burst;
+    struct coven_entry entry = coven_entry_of(&burst->meta[i], burst->meta[i].handle, 0);
+
+    burst->meta[i] = *told(client, i);
+    coven_entry_to_meta(&entry, &burst->meta[i]);
+    if (burst->meta[i].nsh_path != 0)
+        burst->ext[i] = client->in_ext[(burst->first + i) & (client->ring_size - 1)];
+    else
+        memset(&burst->ext[i], 0, sizeof(burst->ext[i]));
+    burst->fetched[i] = 1;
+}
+
+void coven_client_fetch(struct coven_client *client)
+{
+    for (uint32_t i = 0; i < client->burst.n; i++)
+        __builtin_prefetch(told(client, i));
+    for (uint32_t i = 0; i < client->burst.n; i++)
+        if (!client->burst.fetched[i])
+            fetch(client, i);
+}
+
+struct coven_meta *coven_client_meta(struct coven_client *client, uint32_t i)
+{
+    if (!client->burst.fetched[i])
+        fetch(client, i);
+    return &client->burst.meta[i];
+}
+
+/* What is the same for each entry of a new burst. */
+static void reset(struct coven_client *client, uint32_t n)
+{
+    struct coven_client_burst *burst = &client->burst;
+
+    burst->first = client->in_head;
+    memset(burst->state, 0, sizeof(burst->state[0]) * n);
+    memset(burst->fresh, 0, n);
+    memset(burst->fetched, 0, n);
+    memset(client->words, 0, sizeof(client->words[0]) * n);
+    memset(client->ending, 0, n);
+}
+
 int coven_client_receive(struct coven_client *client, uint32_t max)
 {
     struct coven_client_burst *burst = &client->burst;
-    uint32_t available, n;
+    uint32_t available, room, n;
 
     if (burst->n != 0)
         return -EBUSY;
@@ -29,38 +78,31 @@ int coven_client_receive(struct coven_client *client, uint32_t max)
     n = n < COVEN_BURST ? n : COVEN_BURST;
     if (n == 0)
         return 0;
-    if (n > coven_client_out_room(client))
-        n = coven_client_out_room(client);
-    burst->first = client->in_head;
+    room = coven_client_out_room(client);
+    n = n < room ? n : room;
+    reset(client, n);
     for (uint32_t i = 0; i < n; i++) {
-        uint32_t at = (client->in_head + i) & (client->ring_size - 1);
-        struct coven_meta *meta = &burst->meta[i];
+        struct coven_entry entry = client->in_entry[(client->in_head + i) & (client->ring_size - 1)];
 
-        *meta = client->in_meta[at];
-        if ((meta->verdict & COVEN_ALONE) != 0) {
+        if ((entry.verdict & COVEN_ALONE) != 0) {
             if (i > 0) {
                 n = i;
                 break;
             }
             n = 1;
         }
-        if (meta->nsh_path != 0)
-            burst->ext[i] = client->in_ext[at];
-        else
-            memset(&burst->ext[i], 0, sizeof(burst->ext[i]));
-        meta->verdict = COVEN_FORWARD;
-        meta->output = 0;
-        client->handles[i] = meta->handle;
-        client->kinds[i] = meta->kind;
-        client->words[i] = 0;
-        client->ending[i] = 0;
-        burst->state[i] = 0;
-        burst->fresh[i] = 0;
+        entry.verdict = COVEN_FORWARD;
+        entry.output = 0;
+        coven_entry_to_meta(&entry, &burst->meta[i]);
+        client->handles[i] = entry.handle;
+        client->kinds[i] = entry.kind;
         burst->buffer[i] = UINT64_MAX;
-        if (meta->kind == COVEN_ENTRY_PACKET) {
-            if (!is_packet(client, meta))
+        if (entry.kind == COVEN_ENTRY_PACKET) {
+            if (!is_packet(client, &burst->meta[i]))
                 return -EPROTO;
-            burst->buffer[i] = (uint64_t)meta->handle * client->buffer_bytes;
+            burst->buffer[i] = (uint64_t)entry.handle * client->buffer_bytes;
+        } else {
+            fetch(client, i); /* nothing else says which flow it is */
         }
         COVEN_FAULT("after-dequeue");
     }
@@ -106,7 +148,7 @@ void *coven_client_state(struct coven_client *client, uint32_t i)
     uint16_t index;
     uint8_t *shadow;
 
-    if (i >= burst->n || client->kinds[i] != COVEN_ENTRY_PACKET || burst->meta[i].flow == COVEN_NO_FLOW)
+    if (i >= burst->n || client->kinds[i] != COVEN_ENTRY_PACKET || coven_client_meta(client, i)->flow == COVEN_NO_FLOW)
         return NULL;
     shadow = coven_state_begin(&client->view, &client->state, burst->meta[i].flow, burst->meta[i].flow_epoch, &index);
     if (shadow == NULL)
@@ -150,26 +192,33 @@ static void keep(struct coven_client *client, uint32_t handle, const struct cove
     __atomic_store_n(&client->replica->held, client->n_held, __ATOMIC_RELAXED);
 }
 
-/* Write one entry beyond the ring's tail. Whoever sweeps after a kill believes it only when position and word
- * are those of this entry, so the word comes after the entry and the position last. */
+/* Whether a component changed what the worker takes back of a line. */
+static bool is_changed(const struct coven_meta *meta, const struct coven_meta *before)
+{
+    return meta->mark != before->mark || meta->nsh_path != 0 || before->nsh_path != 0 ||
+           memcmp(meta->user, before->user, sizeof(meta->user)) != 0;
+}
+
+/* Write one entry beyond the ring's tail. Whoever sweeps after a kill believes it only with the flag of this lap,
+ * so the half with flags and commit word comes last, in one store. */
 static void write_entry(struct coven_client *client, const struct coven_meta *meta, const struct coven_meta_ext *ext,
-                        uint32_t word)
+                        bool changed, uint32_t word)
 {
     uint32_t at = client->out_next & (client->ring_size - 1);
-    struct coven_meta_ext *out = &client->out_ext[at];
+    struct coven_entry entry =
+        coven_entry_of(meta, meta->handle,
+                       coven_entry_lap(client->out_next, client->ring_size) | (changed ? COVEN_ENTRY_CHANGED : 0u));
+    uint64_t half[2];
 
-    if (client->view.n_slots != 0) {
-        __atomic_store_n(&out->staged_commit, 0, __ATOMIC_RELEASE);
+    entry.commit = word;
+    memcpy(half, &entry, sizeof(half));
+    if (changed) {
         client->out_meta[at] = *meta;
         if (meta->nsh_path != 0)
-            memcpy(out, ext, offsetof(struct coven_meta_ext, staged_position));
-        __atomic_store_n(&out->staged_position, client->out_next, __ATOMIC_RELEASE);
-        __atomic_store_n(&out->staged_commit, word, __ATOMIC_RELEASE);
-    } else {
-        client->out_meta[at] = *meta;
-        if (meta->nsh_path != 0)
-            *out = *ext;
+            client->out_ext[at] = *ext;
     }
+    __atomic_store_n((uint64_t *)&client->out_entry[at], half[0], __ATOMIC_RELEASE);
+    __atomic_store_n((uint64_t *)&client->out_entry[at] + 1, half[1], __ATOMIC_RELEASE);
     client->out_next++;
 }
 
@@ -179,6 +228,7 @@ void coven_client_stage(struct coven_client *client, const uint32_t *words)
 
     for (uint32_t i = 0; i < burst->n; i++) {
         struct coven_meta *meta = &burst->meta[i];
+        bool changed;
 
         COVEN_FAULT("after-state-write");
         meta->handle = client->handles[i];
@@ -186,8 +236,9 @@ void coven_client_stage(struct coven_client *client, const uint32_t *words)
         if (meta->kind == COVEN_ENTRY_FLOW_REMOVED && words == NULL)
             coven_client_state_ending(client, i);
         if (meta->kind == COVEN_ENTRY_PACKET && meta->verdict == COVEN_HOLD)
-            keep(client, meta->handle, meta, &burst->ext[i]);
-        write_entry(client, meta, &burst->ext[i], words != NULL ? words[i] : client->words[i]);
+            keep(client, meta->handle, coven_client_meta(client, i), &burst->ext[i]);
+        changed = meta->kind != COVEN_ENTRY_PACKET || (burst->fetched[i] && is_changed(meta, told(client, i)));
+        write_entry(client, meta, &burst->ext[i], changed, words != NULL ? words[i] : client->words[i]);
         COVEN_FAULT("after-staging");
     }
 }
@@ -250,7 +301,7 @@ int coven_client_release(struct coven_client *client, uint32_t handle, uint8_t v
     packet->meta.kind = COVEN_ENTRY_PACKET;
     packet->meta.verdict = verdict;
     packet->meta.output = output;
-    write_entry(client, &packet->meta, &packet->ext, 0);
+    write_entry(client, &packet->meta, &packet->ext, true, 0);
     packet->held = false;
     __atomic_store_n(&client->replica->held, --client->n_held, __ATOMIC_RELAXED);
     return 0;

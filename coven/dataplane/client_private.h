@@ -30,8 +30,10 @@ struct coven_client {
     /* copied from the replica's header, checked */
     uint32_t isolation, ring_size, n_buffers, buffer_bytes, component, number, outputs;
     char name[COVEN_NAME_BYTES];
+    const struct coven_entry *in_entry;
     const struct coven_meta *in_meta;
     const struct coven_meta_ext *in_ext;
+    struct coven_entry *out_entry;
     struct coven_meta *out_meta;
     struct coven_meta_ext *out_ext;
     int doorbell_fd, worker_fd, agent_fd;

@@ -189,8 +189,9 @@ static uint64_t drop_inside(struct coven_worker *worker)
     for (uint32_t r = 0; r < worker->plan->n_replicas; r++) {
         struct coven_replica_link *link = &worker->replica[r];
 
-        while (link->given.first != COVEN_NO_HANDLE) {
-            coven_replica_take_away(worker, link, link->given.first, COVEN_DROP_STOPPED);
+        coven_replica_spill(worker, link, link->in.position);
+        while (link->kept.first != COVEN_NO_HANDLE) {
+            coven_replica_take_away(worker, link, link->kept.first, COVEN_DROP_STOPPED);
             n++;
         }
     }

@@ -112,7 +112,7 @@ class Segment:
 class Ring:
     """One side of a burst ring, for tools and tests; entries are `struct coven_meta`.
 
-    ring, meta, ext: pointers into a mapped segment, which must outlive the object. One thread.
+    ring, entry, meta, ext: pointers into a mapped segment, which must outlive the object. One thread.
     """
 
     __slots__ = ("_side",)
@@ -120,6 +120,7 @@ class Ring:
     def __init__(
         self,
         ring: CPointer,
+        entry: CPointer,
         meta: CPointer,
         ext: CPointer,
         size: int,
@@ -128,7 +129,7 @@ class Ring:
     ) -> None:
         """Take a side whose own position is `position`."""
         self._side = ffi.new("struct coven_ring_side *")
-        lib.coven_ring_side_init(self._side, ring, meta, ext, size, position, doorbell)
+        lib.coven_ring_side_init(self._side, ring, entry, meta, ext, size, position, doorbell)
 
     @property
     def position(self) -> int:

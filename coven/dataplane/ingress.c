@@ -149,7 +149,7 @@ uint16_t coven_ingress_room(const struct coven_worker *worker, uint16_t port)
         return COVEN_BURST;
     /* what is in one replica may all go to the next, so together they must fit the smallest */
     for (uint32_t i = 0; i < link->n_behind; i++)
-        inside += worker->replica[link->behind[i]].given.n;
+        inside += coven_replica_has(&worker->replica[link->behind[i]]);
     if (inside >= link->window)
         return 0;
     return link->window - inside < COVEN_BURST ? (uint16_t)(link->window - inside) : COVEN_BURST;

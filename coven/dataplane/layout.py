@@ -269,10 +269,13 @@ def _replica(plan: CStruct, place: ReplicaPlace, created_ns: int) -> SegmentImag
     head.component, head.replica, head.outputs = place.component, place.replica, component.outputs
     head.name = ffi.string(component.name)
     at = sizeof("coven_replica")
+    # replica_life.c: geometry_of() computes the same from the plan
+    entries = component.ring_size * sizeof("coven_entry")
     lines = component.ring_size * sizeof("coven_meta")
-    head.in_meta, head.in_ext = at, at + lines
-    head.out_meta, head.out_ext = at + 2 * lines, at + 3 * lines
-    size = _round(at + 4 * lines, PAGE)
+    head.in_entry, head.in_meta, head.in_ext = at, at + entries, at + entries + lines
+    at += entries + 2 * lines
+    head.out_entry, head.out_meta, head.out_ext = at, at + entries, at + entries + lines
+    size = _round(at + entries + 2 * lines, PAGE)
     head.data_offset = size if copies else PAGE
     if copies:
         size += component.n_buffers * plan.buffer_bytes

@@ -37,12 +37,17 @@ static uint64_t place(const struct coven_plan *plan, struct coven_ledger *ledger
     for (uint32_t c = 0; c < plan->n_components && c < COVEN_MAX_COMPONENTS; c++) {
         const struct coven_plan_component *component = &plan->components[c];
 
-        if (component->isolation != COVEN_COPY)
-            continue;
-        for (uint32_t r = 0; r < component->n_replicas; r++) {
+        for (uint32_t r = 0; component->isolation != COVEN_FUSED && r < component->n_replicas; r++) {
+            struct coven_ledger_replica *replica;
+
             if (component->first_replica + r >= COVEN_MAX_REPLICAS)
                 break;
-            ledger->replica[component->first_replica + r].late_offset = at;
+            replica = &ledger->replica[component->first_replica + r];
+            replica->given_offset = at;
+            at += line(sizeof(struct coven_given) * coven_given_size(component));
+            if (component->isolation != COVEN_COPY)
+                continue;
+            replica->late_offset = at;
             at += line(component->n_buffers);
         }
     }
@@ -76,7 +81,8 @@ int coven_ledger_check(const struct coven_ledger *ledger, const struct coven_pla
         ledger->flow_offset != wanted.flow_offset)
         return -EINVAL;
     for (uint32_t r = 0; r < COVEN_MAX_REPLICAS; r++)
-        if (ledger->replica[r].late_offset != wanted.replica[r].late_offset)
+        if (ledger->replica[r].given_offset != wanted.replica[r].given_offset ||
+            ledger->replica[r].late_offset != wanted.replica[r].late_offset)
             return -EINVAL;
     return 0;
 }

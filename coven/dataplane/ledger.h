@@ -78,13 +78,31 @@ struct coven_breadcrumb {
     uint32_t handle[COVEN_BURST];
 };
 
-/* What the worker believes of a replica's rings; the words in the replica segment are only told to the other side. */
-struct coven_ledger_replica {
-    uint64_t segment;     /* identity of the segment the positions belong to; 0: none yet */
-    uint64_t in_tail;     /* entries given to it */
-    uint64_t out_head;    /* entries taken from it */
-    uint64_t late_offset; /* copy: a byte for each of its buffers, 1: taken away but not given back yet */
+/* A packet in the rings or the hands of a replica. */
+struct coven_given {
+    uint32_t handle; /* COVEN_NO_HANDLE: no packet, the end of a flow */
+    uint16_t copy;   /* number of its copy buffer, 0 with `shared` */
+    uint16_t hop;    /* where it was given away */
 };
+
+/* What the worker believes of a replica's rings; the words in the replica segment are only told to the other side.
+ * Packets come back in the order in which they were given, so those outside are a queue by in-ring position, from
+ * given_head to in_tail; their owner word goes on saying `worker`. What leaves that order (held back, or returned out
+ * of turn) gets an owner word of its own: kind replica. */
+struct coven_ledger_replica {
+    uint64_t segment;      /* identity of the segment the positions belong to; 0: none yet */
+    uint64_t in_tail;      /* entries given to it */
+    uint64_t out_head;     /* entries taken from it */
+    uint64_t given_head;   /* first entry of the queue */
+    uint64_t given_offset; /* struct coven_given [coven_given_size()]: the queue */
+    uint64_t late_offset;  /* copy: a byte for each of its buffers, 1: taken away but not given back yet */
+};
+
+/* Entries of a replica's queue: as many as both its rings have. */
+static inline uint32_t coven_given_size(const struct coven_plan_component *component)
+{
+    return 2 * component->ring_size;
+}
 
 struct coven_ledger {
     struct coven_segment_header header;

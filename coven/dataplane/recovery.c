@@ -14,7 +14,8 @@ static void drop(struct coven_worker *worker, uint32_t handle, uint32_t scope, u
 
 static bool is_workers(const struct coven_worker *worker, uint32_t handle)
 {
-    return handle < worker->book.n_buffers && coven_owner_kind(worker->book.owner[handle]) == COVEN_OWNER_WORKER;
+    return handle < worker->book.n_buffers && coven_owner_kind(worker->book.owner[handle]) == COVEN_OWNER_WORKER &&
+           worker->track[handle].holder == 0;
 }
 
 /* Packets that were being handed to the kernel: outside or not, only the port can tell. */
@@ -89,7 +90,10 @@ static void recover_owners(struct coven_worker *worker)
                 drop(worker, handle, COVEN_SCOPE_WORKER, COVEN_DROP_WORKER_CRASH, &found->worker_crash);
             break;
         default:
-            drop(worker, handle, COVEN_SCOPE_WORKER, COVEN_DROP_WORKER_CRASH, &found->worker_crash);
+            if (worker->track[handle].holder != 0) /* in a replica's queue */
+                found->held++;
+            else
+                drop(worker, handle, COVEN_SCOPE_WORKER, COVEN_DROP_WORKER_CRASH, &found->worker_crash);
         }
     }
     coven_book_room(&worker->book, 0, 1, 0);

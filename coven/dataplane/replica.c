@@ -39,80 +39,110 @@ struct coven_replica_link *coven_replica_choose(struct coven_worker *worker, uin
     return &worker->replica[plan->first_replica + n];
 }
 
-/* Write one entry beyond the tail; it is shown with coven_replica_publish(). */
-static void put_entry(struct coven_worker *worker, struct coven_replica_link *link, uint32_t handle, uint32_t copy)
+/* How many packets it can be given now. */
+static uint32_t room_of(struct coven_replica_link *link, uint16_t wanted)
 {
-    uint32_t slot = coven_ring_slot(&link->in, link->in.position);
-    const struct coven_meta *meta = &worker->book.meta[handle];
-    struct coven_meta *entry = &link->in.meta[slot];
+    uint32_t has = coven_replica_has(link) + link->n_quarantine;
+    uint32_t room = has < link->most ? link->most - has : 0;
+    uint32_t queue = link->given_mask + 1u - (link->in.position - link->given_head);
+    uint32_t ring = coven_ring_room(&link->in, wanted);
 
-    *entry = *meta;
-    entry->handle = link->buffers ? copy : handle;
-    entry->verdict = COVEN_FORWARD;
-    entry->output = 0;
+    room = ring < room ? ring : room;
+    room = queue < room ? queue : room;
+    if (link->buffers && link->n_free_copies < room)
+        room = link->n_free_copies;
+    return room < wanted ? room : wanted;
+}
+
+/* Write one entry beyond the tail, with its line beside it; it is shown with coven_replica_publish(). */
+static void put_entry(struct coven_worker *worker, struct coven_replica_link *link, uint16_t hop, uint32_t handle,
+                      uint32_t position)
+{
+    uint32_t slot = coven_ring_slot(&link->in, position), copy = 0;
+    const struct coven_meta *meta = &worker->book.meta[handle];
+
+    if (link->buffers) {
+        copy = link->free_copies[--link->n_free_copies];
+        link->packet_of[copy] = handle;
+        memcpy(link->buffers + (size_t)copy * worker->plan->buffer_bytes + meta->offset,
+               coven_worker_buffer(worker, handle) + meta->offset, meta->length);
+    }
+    link->given[position & link->given_mask] = (struct coven_given){handle, (uint16_t)copy, hop};
+    link->in.entry[slot] = (struct coven_entry){
+        .handle = link->buffers ? copy : handle,
+        .offset = meta->offset,
+        .length = meta->length,
+        .kind = COVEN_ENTRY_PACKET,
+    };
+    link->in.meta[slot] = *meta;
+    link->in.meta[slot].hop = hop;
     if (meta->nsh_path != 0) {
         link->in.ext[slot] = worker->book.ext[handle];
         link->in.ext[slot].cut = 0;
     }
-    if (link->buffers)
-        memcpy(link->buffers + (size_t)copy * worker->plan->buffer_bytes + meta->offset,
-               coven_worker_buffer(worker, handle) + meta->offset, meta->length);
 }
 
-/* The caller has made room in the intent: nothing may be committed before the ring's position is in it too. */
-static void give_one(struct coven_worker *worker, struct coven_replica_link *link, uint32_t handle)
+/* Everything beyond in.position is scratch until the position is in the ledger. */
+static void give(struct coven_worker *worker, struct coven_replica_link *link, uint16_t hop, const uint32_t *handles,
+                 uint16_t n)
 {
-    uint32_t copy = 0;
+    uint32_t room = room_of(link, n);
 
-    if (link->given.n + link->n_quarantine >= link->most || coven_ring_room(&link->in, 1) == 0 ||
-        (link->buffers && link->n_free_copies == 0)) {
-        coven_book_count(&worker->book, COVEN_CELL_DROP(scope_of(link), COVEN_DROP_RING_FULL), 1);
-        coven_book_own(&worker->book, handle, 0);
+    coven_book_room(&worker->book, n, 2, 1);
+    for (uint32_t i = 0; i < room; i++)
+        put_entry(worker, link, hop, handles[i], link->in.position + i);
+    if (room < n)
+        coven_book_count(&worker->book, COVEN_CELL_DROP(scope_of(link), COVEN_DROP_RING_FULL), n - room);
+    for (uint32_t i = room; i < n; i++)
+        coven_book_own(&worker->book, handles[i], 0);
+    if (room == 0)
         return;
-    }
-    if (link->buffers) {
-        copy = link->free_copies[--link->n_free_copies];
-        link->packet_of[copy] = handle;
-    }
-    put_entry(worker, link, handle, copy);
-    coven_book_own(&worker->book, handle, coven_owner(COVEN_OWNER_REPLICA, link->number, copy, link->in.position));
-    count(worker, link, COVEN_COMPONENT_IN_PKTS, 1);
-    coven_track_append(worker, &link->given, handle, COVEN_HOLDER(COVEN_OWNER_REPLICA, link->number));
-    link->in.position++;
+    count(worker, link, COVEN_COMPONENT_IN_PKTS, room);
+    link->in.position += room;
     link->unpublished = true;
     coven_book_word(&worker->book, &worker->book.ledger->replica[link->number].in_tail, link->in.position);
+}
+
+static void give_or_down(struct coven_worker *worker, struct coven_replica_link *link, uint16_t hop,
+                         const uint32_t *handles, uint16_t n)
+{
+    if (link->attached)
+        give(worker, link, hop, handles, n);
+    else
+        coven_graph_component_down(worker, hop, handles, n);
 }
 
 void coven_replica_give(struct coven_worker *worker, uint16_t hop, const uint32_t *handles, uint16_t n)
 {
     uint32_t component = worker->plan->hops[hop].component;
-    uint32_t down[COVEN_BURST];
-    uint16_t n_down = 0;
+    const struct coven_plan_component *plan = &worker->plan->components[component];
+    uint16_t first = 0;
 
-    coven_book_room(&worker->book, n, 2, n);
-    /* Before the loop that copies the lines: a wide load right behind a narrow store must wait for it, which was
-     * measured as 10 ns for each packet. */
-    for (uint16_t i = 0; i < n; i++)
-        worker->book.meta[handles[i]].hop = hop;
-    for (uint16_t i = 0; i < n; i++) {
-        struct coven_replica_link *link = coven_replica_choose(worker, component, worker->book.meta[handles[i]].flow);
-
-        if (link->attached)
-            give_one(worker, link, handles[i]);
-        else
-            down[n_down++] = handles[i];
+    if (plan->n_replicas == 1) {
+        give_or_down(worker, &worker->replica[plan->first_replica], hop, handles, n);
+        return;
     }
-    if (n_down > 0)
-        coven_graph_component_down(worker, hop, down, n_down);
+    while (first < n) { /* what follows each other to one replica goes together */
+        struct coven_replica_link *link =
+            coven_replica_choose(worker, component, worker->book.meta[handles[first]].flow);
+        uint16_t end = first + 1;
+
+        while (end < n && coven_replica_choose(worker, component, worker->book.meta[handles[end]].flow) == link)
+            end++;
+        give_or_down(worker, link, hop, handles + first, (uint16_t)(end - first));
+        first = end;
+    }
 }
 
 bool coven_replica_tell(struct coven_worker *worker, struct coven_replica_link *link, uint32_t flow, uint16_t epoch)
 {
-    struct coven_meta *entry = &link->in.meta[coven_ring_slot(&link->in, link->in.position)];
+    struct coven_ledger_replica *known = &worker->book.ledger->replica[link->number];
+    uint32_t position = link->in.position, slot = coven_ring_slot(&link->in, position);
 
-    if (coven_ring_room(&link->in, 1) == 0)
+    if (coven_ring_room(&link->in, 1) == 0 || position - link->given_head > link->given_mask)
         return false;
-    *entry = (struct coven_meta){
+    link->in.entry[slot] = (struct coven_entry){.handle = COVEN_NO_HANDLE, .kind = COVEN_ENTRY_FLOW_REMOVED};
+    link->in.meta[slot] = (struct coven_meta){
         .handle = COVEN_NO_HANDLE,
         .port = COVEN_NO_PORT,
         .hop = COVEN_NO_HOP,
@@ -121,10 +151,15 @@ bool coven_replica_tell(struct coven_worker *worker, struct coven_replica_link *
         .kind = COVEN_ENTRY_FLOW_REMOVED,
         .timestamp_ns = worker->wall_ns,
     };
-    coven_book_room(&worker->book, 0, 0, 1);
+    link->given[position & link->given_mask] = (struct coven_given){.handle = COVEN_NO_HANDLE};
+    coven_book_room(&worker->book, 0, 0, 2);
     link->in.position++;
     link->unpublished = true;
-    coven_book_word(&worker->book, &worker->book.ledger->replica[link->number].in_tail, link->in.position);
+    coven_book_word(&worker->book, &known->in_tail, link->in.position);
+    if (link->given_head == position) { /* the queue begins with a packet or is empty */
+        link->given_head++;
+        coven_book_word(&worker->book, &known->given_head, link->given_head);
+    }
     return true;
 }
 
@@ -140,6 +175,48 @@ void coven_replica_publish(struct coven_worker *worker)
         if (link->attached)
             coven_ring_publish(&link->in, link->in.position);
     }
+}
+
+/* ---- the queue of what it was given ------------------------------------------------------------- */
+static const struct coven_given *queue_front(const struct coven_replica_link *link)
+{
+    return link->given_head != link->in.position ? &link->given[link->given_head & link->given_mask] : NULL;
+}
+
+/* The first packet leaves the queue, with the ends of flows behind it. */
+static void queue_pop(struct coven_replica_link *link)
+{
+    do
+        link->given_head++;
+    while (link->given_head != link->in.position &&
+           link->given[link->given_head & link->given_mask].handle == COVEN_NO_HANDLE);
+}
+
+/* The first packet of the queue is kept by the component. */
+static void queue_keep(struct coven_worker *worker, struct coven_replica_link *link)
+{
+    const struct coven_given *given = queue_front(link);
+
+    worker->book.meta[given->handle].hop = given->hop;
+    coven_track_append(worker, &link->kept, given->handle, COVEN_HOLDER(COVEN_OWNER_REPLICA, link->number));
+    coven_book_own(&worker->book, given->handle,
+                   coven_owner(COVEN_OWNER_REPLICA, link->number, given->copy, link->given_head));
+    queue_pop(link);
+}
+
+static void book_queue(struct coven_worker *worker, struct coven_replica_link *link)
+{
+    coven_book_word(&worker->book, &worker->book.ledger->replica[link->number].given_head, link->given_head);
+}
+
+void coven_replica_spill(struct coven_worker *worker, struct coven_replica_link *link, uint32_t end)
+{
+    while (queue_front(link) && (int32_t)(end - link->given_head) > 0) {
+        coven_book_room(&worker->book, 1, 0, 1);
+        queue_keep(worker, link);
+        book_queue(worker, link);
+    }
+    coven_book_commit(&worker->book);
 }
 
 /* ---- from the component ------------------------------------------------------------------------ */
@@ -167,44 +244,54 @@ static uint32_t find_packet(struct coven_worker *worker, struct coven_replica_li
 }
 
 /* Not the owner word: that is stored with the intent, and a packet may come back twice in one burst. */
-static bool is_given(const struct coven_worker *worker, const struct coven_replica_link *link, uint32_t handle,
-                     uint32_t kind)
+static bool is_kept(const struct coven_worker *worker, const struct coven_replica_link *link, uint32_t handle,
+                    uint32_t kind)
 {
     return worker->track[handle].holder == COVEN_HOLDER(kind, link->number);
 }
 
-/* Take back what a component may change of a packet it forwards. */
-static void take_changes(struct coven_worker *worker, struct coven_replica_link *link, uint32_t handle, uint32_t copy,
-                         const struct coven_meta *entry, const struct coven_meta_ext *ext)
+/* Whether an entry names the first packet of the queue, as it should. */
+static inline bool is_in_order(const struct coven_replica_link *link, const struct coven_given *front, uint32_t named)
+{
+    return front && (link->buffers ? front->copy : front->handle) == named;
+}
+
+static inline bool is_whole(const struct coven_entry *entry, uint32_t buffer_bytes)
+{
+    return entry->length != 0 && (uint32_t)entry->offset + entry->length <= buffer_bytes;
+}
+
+/* Take back what a component may change of any packet. */
+static inline void take_bounds(struct coven_worker *worker, struct coven_replica_link *link, uint32_t handle,
+                               const struct coven_entry *entry)
 {
     struct coven_meta *meta = &worker->book.meta[handle];
 
-    meta->offset = entry->offset;
-    meta->length = entry->length;
-    meta->mark = entry->mark;
-    meta->nsh_path = entry->nsh_path;
-    memcpy(meta->user, entry->user, sizeof(meta->user));
-    if (entry->nsh_path != 0)
-        memcpy(worker->book.ext[handle].nsh_context, ext->nsh_context, sizeof(ext->nsh_context));
+    if (meta->offset != entry->offset || meta->length != entry->length) {
+        meta->offset = entry->offset;
+        meta->length = entry->length;
+    }
     if (link->buffers)
         memcpy(coven_worker_buffer(worker, handle) + entry->offset,
-               link->buffers + (size_t)copy * worker->plan->buffer_bytes + entry->offset, entry->length);
+               link->buffers + (size_t)entry->handle * worker->plan->buffer_bytes + entry->offset, entry->length);
 }
 
-/* The packet comes back: out of the list, to its new owner. */
-static void take_back(struct coven_worker *worker, struct coven_replica_link *link, uint32_t handle, uint32_t copy,
-                      uint64_t owner)
+/* Take back what it says it changed of the line. */
+static void take_line(struct coven_worker *worker, uint32_t handle, const struct coven_returned *entry)
 {
-    coven_track_remove(worker, &link->given, handle);
-    if (link->buffers)
-        release_copy(link, copy);
-    coven_book_own(&worker->book, handle, owner);
+    struct coven_meta *meta = &worker->book.meta[handle];
+
+    meta->mark = entry->meta.mark;
+    meta->nsh_path = entry->meta.nsh_path;
+    memcpy(meta->user, entry->meta.user, sizeof(meta->user));
+    if (entry->meta.nsh_path != 0)
+        memcpy(worker->book.ext[handle].nsh_context, entry->ext.nsh_context, sizeof(entry->ext.nsh_context));
 }
 
-static uint32_t violation(struct coven_worker *worker, struct coven_replica_link *link)
+static enum coven_judgement violation(struct coven_worker *worker, struct coven_replica_link *link)
 {
     count(worker, link, COVEN_COMPONENT_VIOLATIONS, 1);
-    return COVEN_NO_HANDLE;
+    return COVEN_JUDGED_DONE;
 }
 
 /* A packet that was taken away comes back at last: its buffer is nobody's now. */
@@ -220,7 +307,7 @@ static bool is_late(struct coven_worker *worker, struct coven_replica_link *link
         }
         return true;
     }
-    if (!is_given(worker, link, handle, COVEN_OWNER_QUARANTINE))
+    if (!is_kept(worker, link, handle, COVEN_OWNER_QUARANTINE))
         return false;
     if (verdict != COVEN_HOLD) {
         worker->track[handle].holder = 0;
@@ -230,50 +317,80 @@ static bool is_late(struct coven_worker *worker, struct coven_replica_link *link
     return true;
 }
 
-uint32_t coven_replica_judge(struct coven_worker *worker, struct coven_replica_link *link,
-                             const struct coven_meta *entry, const struct coven_meta_ext *ext)
+/* The packet comes back for good: out of the queue or from those that were kept, to its new owner. */
+static void take_back(struct coven_worker *worker, struct coven_replica_link *link, uint32_t handle, uint32_t copy,
+                      bool in_order, uint64_t owner)
 {
-    const struct coven_plan_component *plan = link->plan;
+    if (in_order)
+        queue_pop(link);
+    else
+        coven_track_remove(worker, &link->kept, handle);
+    if (link->buffers)
+        release_copy(link, copy);
+    coven_book_own(&worker->book, handle, owner);
+}
+
+/* Carry the verdict on a packet that the replica has out. */
+static enum coven_judgement follow(struct coven_worker *worker, struct coven_replica_link *link, uint32_t handle,
+                                   bool in_order, const struct coven_returned *returned, struct coven_forward *forward)
+{
+    const struct coven_entry *entry = &returned->entry;
+    uint32_t hop = in_order ? queue_front(link)->hop : worker->book.meta[handle].hop;
+
+    switch (entry->verdict) {
+    case COVEN_FORWARD:
+        if (entry->output >= link->plan->outputs || !is_whole(entry, worker->plan->buffer_bytes))
+            break;
+        take_bounds(worker, link, handle, entry);
+        if (entry->flags & COVEN_ENTRY_CHANGED)
+            take_line(worker, handle, returned);
+        take_back(worker, link, handle, entry->handle, in_order, coven_owner(COVEN_OWNER_WORKER, 0, 0, 0));
+        count(worker, link, COVEN_COMPONENT_OUT_PKTS, 1);
+        *forward = (struct coven_forward){handle, &worker->plan->hops[hop].next[entry->output]};
+        return COVEN_JUDGED_FORWARD;
+    case COVEN_DROP:
+        take_back(worker, link, handle, entry->handle, in_order, 0);
+        coven_book_count(&worker->book, COVEN_CELL_DROP(scope_of(link), COVEN_DROP_COMPONENT_VERDICT), 1);
+        return COVEN_JUDGED_DONE;
+    case COVEN_HOLD: /* the limits are looked at separately */
+        if (in_order)
+            queue_keep(worker, link);
+        return COVEN_JUDGED_DONE;
+    case COVEN_CONSUME:
+        take_back(worker, link, handle, entry->handle, in_order, 0);
+        count(worker, link, COVEN_COMPONENT_CONSUMED, 1);
+        return COVEN_JUDGED_DONE;
+    default:
+        break;
+    }
+    take_back(worker, link, handle, entry->handle, in_order, 0);
+    coven_book_count(&worker->book, COVEN_CELL_DROP(scope_of(link), COVEN_DROP_COMPONENT_VIOLATION), 1);
+    return violation(worker, link);
+}
+
+enum coven_judgement coven_replica_judge(struct coven_worker *worker, struct coven_replica_link *link,
+                                         const struct coven_returned *returned, struct coven_forward *forward)
+{
+    const struct coven_entry *entry = &returned->entry;
+    const struct coven_given *front = queue_front(link);
     uint32_t handle;
 
     if (entry->kind == COVEN_ENTRY_FLOW_REMOVED) {
-        if (!coven_removal_answer(worker, link->component, entry->flow, entry->flow_epoch))
+        if ((entry->flags & COVEN_ENTRY_CHANGED) == 0 ||
+            !coven_removal_answer(worker, link->component, returned->meta.flow, returned->meta.flow_epoch))
             return violation(worker, link);
-        return COVEN_NO_HANDLE;
+        return COVEN_JUDGED_DONE;
     }
+    if (is_in_order(link, front, entry->handle))
+        return follow(worker, link, front->handle, true, returned, forward);
     handle = find_packet(worker, link, entry->handle);
     if (handle == COVEN_NO_HANDLE)
         return violation(worker, link);
     if (is_late(worker, link, handle, entry->handle, entry->verdict))
-        return COVEN_NO_HANDLE;
-    if (!is_given(worker, link, handle, COVEN_OWNER_REPLICA))
-        return violation(worker, link);
-    switch (entry->verdict) {
-    case COVEN_FORWARD:
-        if (entry->output >= plan->outputs || entry->length == 0 ||
-            (uint32_t)entry->offset + entry->length > worker->plan->buffer_bytes)
-            break;
-        take_changes(worker, link, handle, entry->handle, entry, ext);
-        worker->book.meta[handle].output = entry->output;
-        take_back(worker, link, handle, entry->handle, coven_owner(COVEN_OWNER_WORKER, 0, 0, 0));
-        count(worker, link, COVEN_COMPONENT_OUT_PKTS, 1);
-        return handle;
-    case COVEN_DROP:
-        take_back(worker, link, handle, entry->handle, 0);
-        coven_book_count(&worker->book, COVEN_CELL_DROP(scope_of(link), COVEN_DROP_COMPONENT_VERDICT), 1);
-        return COVEN_NO_HANDLE;
-    case COVEN_HOLD:
-        return COVEN_NO_HANDLE; /* stays where it is; the limits are looked at separately */
-    case COVEN_CONSUME:
-        take_back(worker, link, handle, entry->handle, 0);
-        count(worker, link, COVEN_COMPONENT_CONSUMED, 1);
-        return COVEN_NO_HANDLE;
-    default:
-        break;
-    }
-    take_back(worker, link, handle, entry->handle, 0);
-    coven_book_count(&worker->book, COVEN_CELL_DROP(scope_of(link), COVEN_DROP_COMPONENT_VIOLATION), 1);
-    return violation(worker, link);
+        return COVEN_JUDGED_DONE;
+    if (is_kept(worker, link, handle, COVEN_OWNER_REPLICA))
+        return follow(worker, link, handle, false, returned, forward);
+    return front ? COVEN_JUDGED_UNKNOWN : violation(worker, link);
 }
 
 void coven_replica_take_away(struct coven_worker *worker, struct coven_replica_link *link, uint32_t handle,
@@ -282,7 +399,7 @@ void coven_replica_take_away(struct coven_worker *worker, struct coven_replica_l
     uint32_t copy = coven_owner_copy_buffer(worker->book.owner[handle]);
 
     coven_book_room(&worker->book, 1, 1, 0);
-    coven_track_remove(worker, &link->given, handle);
+    coven_track_remove(worker, &link->kept, handle);
     coven_book_count(&worker->book, COVEN_CELL_DROP(scope_of(link), reason), 1);
     if (link->packet_of) {
         /* before the intent: a successor must not think that the component's buffer is free */
@@ -299,78 +416,129 @@ void coven_replica_take_away(struct coven_worker *worker, struct coven_replica_l
 void coven_replica_hold_check(struct coven_worker *worker, struct coven_replica_link *link)
 {
     /* The component publishes what it gives back before it moves its head. So if its out-ring is empty after we
-     * saw this head, it keeps everything that lies before the head and is still in the list. */
+     * saw this head, it keeps everything that lies before the head. */
     uint32_t head = __atomic_load_n(&link->in.ring->head, __ATOMIC_ACQUIRE);
-    uint32_t queued = link->in.position - head;
     uint64_t hold_ns = link->plan->hold_ms * COVEN_NS_PER_MS;
-    uint32_t held;
 
-    if (!link->attached || queued > link->in.size || coven_ring_ready(&link->out) > 0)
+    if (!link->attached || link->in.position - head > link->in.size || coven_ring_ready(&link->out) > 0)
         return;
-    held = link->given.n > queued ? link->given.n - queued : 0;
-    coven_book_commit(&worker->book); /* taking away goes by the owner words */
-    while (held > 0) {
-        uint32_t handle = link->given.first;
+    coven_replica_spill(worker, link, head); /* commits: taking away goes by the owner words */
+    while (link->kept.n > 0) {
+        uint32_t handle = link->kept.first;
         bool too_old = worker->track[handle].since_ns + hold_ns < worker->now_ns;
 
-        if (held <= link->plan->hold_limit && !too_old)
+        if (link->kept.n <= link->plan->hold_limit && !too_old)
             break;
         coven_replica_take_away(worker, link, handle, too_old ? COVEN_DROP_HOLD_TIMEOUT : COVEN_DROP_HOLD_LIMIT);
-        held--;
     }
 }
 
-/* Copy and judge a burst of entries; the handles to forward go to `forward`. */
-static uint16_t judge_burst(struct coven_worker *worker, struct coven_replica_link *link, uint16_t n, uint32_t *forward)
+/* Copy an entry that the component can still write to, and its line if it counts: the copies are judged and used. */
+static inline void copy_entry(const struct coven_replica_link *link, uint32_t position, struct coven_returned *returned)
 {
-    uint16_t n_forward = 0;
+    uint32_t slot = coven_ring_slot(&link->out, position);
 
-    for (uint16_t i = 0; i < n; i++) {
-        uint32_t slot = coven_ring_slot(&link->out, link->out.position + i);
-        struct coven_meta entry = link->out.meta[slot];
-        struct coven_meta_ext ext = {0};
-        uint32_t handle;
+    returned->entry = link->out.entry[slot];
+    __asm__ volatile("" ::: "memory"); /* never the shared entry again */
+    if ((returned->entry.flags & COVEN_ENTRY_CHANGED) == 0)
+        return;
+    returned->meta = link->out.meta[slot];
+    __asm__ volatile("" ::: "memory");
+    if (returned->meta.nsh_path != 0)
+        returned->ext = link->out.ext[slot];
+    __asm__ volatile("" ::: "memory");
+}
 
-        if (entry.nsh_path != 0)
-            ext = link->out.ext[slot];
-        __asm__ volatile("" ::: "memory"); /* judge the copies, never the shared entry again */
-        handle = coven_replica_judge(worker, link, &entry, &ext);
-        if (handle != COVEN_NO_HANDLE)
-            forward[n_forward++] = handle;
+/* What nearly every entry is: the first packet of the queue, whole, forwarded, its line as it was. Its owner word says
+ * `worker` all the time. */
+static inline bool is_plain(const struct coven_worker *worker, const struct coven_replica_link *link,
+                            const struct coven_given *front, const struct coven_entry *entry)
+{
+    return is_in_order(link, front, entry->handle) && entry->kind == COVEN_ENTRY_PACKET &&
+           entry->verdict == COVEN_FORWARD && (entry->flags & COVEN_ENTRY_CHANGED) == 0 &&
+           entry->output < link->plan->outputs && is_whole(entry, worker->plan->buffer_bytes);
+}
+
+struct taken {
+    struct coven_forward forward[COVEN_BURST];
+    uint16_t n_forward;
+};
+
+/* Copy and judge up to n entries. Returns how many; less if one may name a packet in the queue, out of turn. */
+static uint16_t judge_burst(struct coven_worker *worker, struct coven_replica_link *link, uint16_t n,
+                            struct taken *taken)
+{
+    uint16_t n_plain = 0, i;
+
+    for (i = 0; i < n; i++) {
+        const struct coven_given *front = queue_front(link);
+        struct coven_forward *forward = &taken->forward[taken->n_forward];
+        enum coven_judgement judgement = COVEN_JUDGED_FORWARD;
+        struct coven_returned returned;
+
+        copy_entry(link, link->out.position + i, &returned);
+        if (is_plain(worker, link, front, &returned.entry)) {
+            *forward =
+                (struct coven_forward){front->handle, &worker->plan->hops[front->hop].next[returned.entry.output]};
+            take_bounds(worker, link, front->handle, &returned.entry);
+            if (link->buffers)
+                release_copy(link, returned.entry.handle);
+            queue_pop(link);
+            n_plain++;
+        } else {
+            judgement = coven_replica_judge(worker, link, &returned, forward);
+        }
+        if (judgement == COVEN_JUDGED_UNKNOWN)
+            break;
+        taken->n_forward += judgement == COVEN_JUDGED_FORWARD;
     }
-    return n_forward;
+    if (n_plain > 0)
+        count(worker, link, COVEN_COMPONENT_OUT_PKTS, n_plain);
+    return i;
+}
+
+static uint16_t take_burst(struct coven_worker *worker, struct coven_replica_link *link, uint16_t n)
+{
+    struct coven_ledger_replica *known = &worker->book.ledger->replica[link->number];
+    struct taken taken;
+
+    taken.n_forward = 0;
+    coven_book_room(&worker->book, COVEN_BURST, 8, 2);
+    n = judge_burst(worker, link, n, &taken);
+    if (n == 0)
+        return 0;
+    coven_book_word(&worker->book, &known->out_head, link->out.position + n);
+    book_queue(worker, link);
+    COVEN_FAULT("worker-ring-taken");
+    coven_book_commit(&worker->book);
+    coven_ring_taken(&link->out, link->out.position + n);
+    coven_replica_pass_on(worker, link, taken.forward, taken.n_forward);
+    return n;
 }
 
 uint32_t coven_replica_take(struct coven_worker *worker, struct coven_replica_link *link)
 {
-    uint32_t forward[COVEN_BURST];
     uint32_t ready = coven_ring_ready(&link->out);
-    uint16_t n = ready < COVEN_BURST ? (uint16_t)ready : COVEN_BURST;
-    uint16_t n_forward;
+    uint16_t n = ready < COVEN_BURST ? (uint16_t)ready : COVEN_BURST, taken;
 
     count_broken(worker, link);
     if (n == 0) {
-        if (link->given.n > link->plan->hold_limit)
+        if (link->kept.n > link->plan->hold_limit)
             coven_replica_hold_check(worker, link);
         return 0;
     }
-    coven_book_room(&worker->book, COVEN_BURST, 8, 1);
-    n_forward = judge_burst(worker, link, n, forward);
-    coven_book_word(&worker->book, &worker->book.ledger->replica[link->number].out_head, link->out.position + n);
-    COVEN_FAULT("worker-ring-taken");
-    coven_book_commit(&worker->book);
-    coven_ring_taken(&link->out, link->out.position + n);
-    coven_replica_pass_on(worker, link, forward, n_forward);
+    taken = take_burst(worker, link, n);
+    if (taken < n) { /* out of turn: with an empty queue every entry can be judged */
+        coven_replica_spill(worker, link, link->in.position);
+        take_burst(worker, link, n - taken);
+    }
     return n;
 }
 
-void coven_replica_pass_on(struct coven_worker *worker, struct coven_replica_link *link, const uint32_t *handles,
-                           uint16_t n)
+void coven_replica_pass_on(struct coven_worker *worker, struct coven_replica_link *link,
+                           const struct coven_forward *forward, uint16_t n)
 {
-    for (uint16_t i = 0; i < n; i++) {
-        const struct coven_meta *meta = &worker->book.meta[handles[i]];
-
-        coven_graph_put(worker, handles[i], &worker->plan->hops[meta->hop].next[meta->output], scope_of(link));
-    }
+    for (uint16_t i = 0; i < n; i++)
+        coven_graph_put(worker, forward[i].handle, forward[i].next, scope_of(link));
     coven_graph_walk(worker);
 }

@@ -17,16 +17,19 @@ static uint64_t round_to(uint64_t value, uint64_t to)
 
 /* The same geometry as layout.py writes into the header; the header itself is the component's to write. */
 struct geometry {
-    uint64_t in_meta, in_ext, out_meta, out_ext, data, bytes;
+    uint64_t in_entry, in_meta, in_ext, out_entry, out_meta, out_ext, data, bytes;
 };
 
 static void geometry_of(const struct coven_plan *plan, const struct coven_plan_component *component, struct geometry *g)
 {
+    uint64_t entries = (uint64_t)component->ring_size * sizeof(struct coven_entry);
     uint64_t lines = (uint64_t)component->ring_size * sizeof(struct coven_meta);
 
-    g->in_meta = sizeof(struct coven_replica);
+    g->in_entry = sizeof(struct coven_replica);
+    g->in_meta = g->in_entry + entries;
     g->in_ext = g->in_meta + lines;
-    g->out_meta = g->in_ext + lines;
+    g->out_entry = g->in_ext + lines;
+    g->out_meta = g->out_entry + entries;
     g->out_ext = g->out_meta + lines;
     g->data = round_to(g->out_ext + lines, 4096);
     g->bytes = g->data;
@@ -58,16 +61,31 @@ static void open_rings(struct coven_worker *worker, struct coven_replica_link *l
     struct geometry g;
 
     geometry_of(worker->plan, link->plan, &g);
-    coven_ring_side_init(&link->in, &replica->in, (struct coven_meta *)(base + g.in_meta),
-                         (struct coven_meta_ext *)(base + g.in_ext), size, (uint32_t)known->in_tail, to_component);
+    coven_ring_side_init(&link->in, &replica->in, (struct coven_entry *)(base + g.in_entry),
+                         (struct coven_meta *)(base + g.in_meta), (struct coven_meta_ext *)(base + g.in_ext), size,
+                         (uint32_t)known->in_tail, to_component);
+    link->given_head = (uint32_t)known->given_head;
     link->in.peer = link->in.position - size; /* full until the component's head is read */
-    coven_ring_side_init(&link->out, &replica->out, (struct coven_meta *)(base + g.out_meta),
-                         (struct coven_meta_ext *)(base + g.out_ext), size, (uint32_t)known->out_head, to_worker);
+    coven_ring_side_init(&link->out, &replica->out, (struct coven_entry *)(base + g.out_entry),
+                         (struct coven_meta *)(base + g.out_meta), (struct coven_meta_ext *)(base + g.out_ext), size,
+                         (uint32_t)known->out_head, to_worker);
     link->buffers = link->plan->isolation == COVEN_COPY ? base + g.data : NULL;
     /* a predecessor may have died between the ledger's positions and the ring's */
     coven_ring_taken(&link->out, link->out.position);
     coven_ring_publish(&link->in, link->in.position);
     coven_ring_awake(&link->out);
+}
+
+/* A segment's rings begin at position 0; `segment` 0: there is none. */
+static void begin_positions(struct coven_worker *worker, uint32_t number, uint64_t segment)
+{
+    struct coven_ledger_replica *known = &worker->book.ledger->replica[number];
+
+    coven_book_room(&worker->book, 0, 0, 4);
+    coven_book_word(&worker->book, &known->segment, segment);
+    coven_book_word(&worker->book, &known->in_tail, 0);
+    coven_book_word(&worker->book, &known->out_head, 0);
+    coven_book_word(&worker->book, &known->given_head, 0);
 }
 
 int coven_replica_attach(struct coven_worker *worker, uint32_t number, const int fds[3], char *why, size_t why_bytes)
@@ -94,12 +112,8 @@ int coven_replica_attach(struct coven_worker *worker, uint32_t number, const int
         coven_book_room(&worker->book, 0, 1, 0);
         coven_book_count(&worker->book, COVEN_CELL_COMPONENT(link->component, COVEN_COMPONENT_RESTARTS), 1);
     }
-    if (known->segment != segment.identity) {
-        coven_book_room(&worker->book, 0, 0, 3);
-        coven_book_word(&worker->book, &known->segment, segment.identity);
-        coven_book_word(&worker->book, &known->in_tail, 0);
-        coven_book_word(&worker->book, &known->out_head, 0);
-    }
+    if (known->segment != segment.identity)
+        begin_positions(worker, number, segment.identity);
     coven_book_commit(&worker->book);
     link->segment = segment;
     open_rings(worker, link, fds[1], fds[2]);
@@ -120,14 +134,15 @@ static uint64_t take_staged(struct coven_worker *worker, struct coven_replica_li
     for (uint32_t i = 0; i < link->out.size; i++) {
         uint32_t position = link->out.position + i;
         uint32_t slot = coven_ring_slot(&link->out, position);
-        struct coven_meta_ext ext = link->out.ext[slot];
-        struct coven_meta entry = link->out.meta[slot];
-        uint32_t named = entry.handle, handle;
+        struct coven_returned returned = {link->out.entry[slot], link->out.meta[slot], link->out.ext[slot]};
+        struct coven_forward forward;
+        uint32_t named = returned.entry.handle;
+        enum coven_judgement judgement;
 
         __asm__ volatile("" ::: "memory"); /* judge the copies, never the shared entry again */
-        if (ext.staged_position != position)
+        if ((returned.entry.flags & COVEN_ENTRY_LAP) != coven_entry_lap(position, link->out.size))
             break;
-        if (ext.staged_commit == 0 || entry.kind != COVEN_ENTRY_PACKET)
+        if (returned.entry.commit == 0 || returned.entry.kind != COVEN_ENTRY_PACKET)
             continue;
         if (link->buffers)
             named = named < link->plan->n_buffers ? link->packet_of[named] : COVEN_NO_HANDLE;
@@ -135,13 +150,13 @@ static uint64_t take_staged(struct coven_worker *worker, struct coven_replica_li
             worker->track[named].holder != COVEN_HOLDER(COVEN_OWNER_REPLICA, link->number))
             continue;
         if (!coven_state_committed(state, worker->book.meta[named].flow, worker->book.meta[named].flow_epoch,
-                                   ext.staged_commit))
+                                   returned.entry.commit))
             continue;
         coven_book_room(&worker->book, 1, 8, 0);
-        handle = coven_replica_judge(worker, link, &entry, &ext);
+        judgement = coven_replica_judge(worker, link, &returned, &forward);
         coven_book_commit(&worker->book);
-        if (handle != COVEN_NO_HANDLE) {
-            coven_replica_pass_on(worker, link, &handle, 1);
+        if (judgement == COVEN_JUDGED_FORWARD) {
+            coven_replica_pass_on(worker, link, &forward, 1);
             taken++;
         }
     }
@@ -184,7 +199,6 @@ void coven_replica_sweep(struct coven_worker *worker, uint32_t number, uint32_t 
                          uint64_t *staged)
 {
     struct coven_replica_link *link = &worker->replica[number];
-    struct coven_ledger_replica *known = &worker->book.ledger->replica[number];
 
     *dropped = 0;
     *staged = 0;
@@ -192,21 +206,22 @@ void coven_replica_sweep(struct coven_worker *worker, uint32_t number, uint32_t 
         /* nothing new goes in while its packets run on through the graph */
         link->attached = false;
         take_published(worker, link);
+        coven_replica_spill(worker, link, link->in.position);
         *staged = take_staged(worker, link);
     }
-    while (link->given.first != COVEN_NO_HANDLE) {
-        uint32_t handle = link->given.first;
+    coven_replica_spill(worker, link, link->in.position);
+    while (link->kept.first != COVEN_NO_HANDLE) {
+        uint32_t handle = link->kept.first;
 
-        coven_track_remove(worker, &link->given, handle);
+        coven_track_remove(worker, &link->kept, handle);
         coven_book_drop(&worker->book, handle, COVEN_SCOPE_COMPONENT(link->component), reason);
         ++*dropped;
     }
     end_quarantine(worker, link);
-    coven_book_room(&worker->book, 0, 0, 3);
-    coven_book_word(&worker->book, &known->segment, 0);
-    coven_book_word(&worker->book, &known->in_tail, 0);
-    coven_book_word(&worker->book, &known->out_head, 0);
+    begin_positions(worker, number, 0);
     coven_book_commit(&worker->book);
+    link->in.position = 0;
+    link->given_head = 0;
     close_link(link);
     coven_removal_component_gone(worker, link->component);
 }
@@ -237,7 +252,12 @@ int coven_replica_prepare(struct coven_worker *worker)
             link->most = most_of(plan, component);
             link->in.doorbell = -1;
             link->out.doorbell = -1;
-            coven_track_clear(&link->given);
+            coven_track_clear(&link->kept);
+            link->given = (struct coven_given *)((uint8_t *)worker->book.ledger +
+                                                 worker->book.ledger->replica[number].given_offset);
+            link->given_mask = coven_given_size(component) - 1u;
+            link->given_head = (uint32_t)worker->book.ledger->replica[number].given_head;
+            link->in.position = (uint32_t)worker->book.ledger->replica[number].in_tail;
             if (component->isolation != COVEN_COPY)
                 continue;
             link->packet_of = calloc(component->n_buffers, sizeof(link->packet_of[0]));
@@ -250,20 +270,39 @@ int coven_replica_prepare(struct coven_worker *worker)
     return 0;
 }
 
-struct given {
+/* Which packets the queues name: only until the lists are rebuilt. */
+#define IN_QUEUE COVEN_HOLDER(COVEN_OWNER_WORKER, 0)
+
+static void mark_queue(struct coven_worker *worker, const struct coven_replica_link *link, uint32_t holder)
+{
+    for (uint32_t position = link->given_head; position != link->in.position; position++) {
+        uint32_t handle = link->given[position & link->given_mask].handle;
+
+        if (handle < worker->book.n_buffers)
+            worker->track[handle].holder = holder;
+    }
+}
+
+void coven_replica_mark_given(struct coven_worker *worker)
+{
+    for (uint32_t r = 0; r < worker->plan->n_replicas; r++)
+        mark_queue(worker, &worker->replica[r], IN_QUEUE);
+}
+
+struct kept {
     uint32_t position, handle;
 };
 
 /* Positions run over 32 bits: what counts is the distance to the tail, and all lie behind it. */
 static int by_distance(const void *a, const void *b, void *tail)
 {
-    uint32_t x = *(const uint32_t *)tail - ((const struct given *)a)->position;
-    uint32_t y = *(const uint32_t *)tail - ((const struct given *)b)->position;
+    uint32_t x = *(const uint32_t *)tail - ((const struct kept *)a)->position;
+    uint32_t y = *(const uint32_t *)tail - ((const struct kept *)b)->position;
 
     return x < y ? 1 : x > y ? -1 : 0;
 }
 
-static void rebuild_given(struct coven_worker *worker, struct coven_replica_link *link, struct given *scratch)
+static void rebuild_kept(struct coven_worker *worker, struct coven_replica_link *link, struct kept *scratch)
 {
     uint32_t tail = (uint32_t)worker->book.ledger->replica[link->number].in_tail;
     size_t n = 0;
@@ -279,19 +318,25 @@ static void rebuild_given(struct coven_worker *worker, struct coven_replica_link
         }
         if (coven_owner_kind(owner) != COVEN_OWNER_REPLICA)
             continue;
-        scratch[n++] = (struct given){coven_owner_position(owner), handle};
+        scratch[n++] = (struct kept){coven_owner_position(owner), handle};
         if (link->packet_of)
             link->packet_of[coven_owner_copy_buffer(owner)] = handle;
     }
     qsort_r(scratch, n, sizeof(scratch[0]), by_distance, &tail);
     for (size_t i = 0; i < n; i++)
-        coven_track_append(worker, &link->given, scratch[i].handle, COVEN_HOLDER(COVEN_OWNER_REPLICA, link->number));
+        coven_track_append(worker, &link->kept, scratch[i].handle, COVEN_HOLDER(COVEN_OWNER_REPLICA, link->number));
 }
 
 static void rebuild_copies(struct coven_worker *worker, struct coven_replica_link *link)
 {
     uint32_t n = link->plan->n_buffers;
 
+    for (uint32_t position = link->given_head; position != link->in.position; position++) {
+        const struct coven_given *given = &link->given[position & link->given_mask];
+
+        if (given->handle != COVEN_NO_HANDLE)
+            link->packet_of[given->copy] = given->handle;
+    }
     link->n_free_copies = 0;
     for (uint32_t copy = n; copy-- > 0;) {
         if (link->packet_of[copy] < worker->book.n_buffers) {
@@ -306,7 +351,7 @@ static void rebuild_copies(struct coven_worker *worker, struct coven_replica_lin
 
 int coven_replica_rebuild(struct coven_worker *worker)
 {
-    struct given *scratch = calloc(worker->book.n_buffers, sizeof(*scratch));
+    struct kept *scratch = calloc(worker->book.n_buffers, sizeof(*scratch));
 
     if (!scratch)
         return -ENOMEM;
@@ -315,7 +360,8 @@ int coven_replica_rebuild(struct coven_worker *worker)
 
         if (link->packet_of)
             memset(link->packet_of, 0xff, sizeof(link->packet_of[0]) * link->plan->n_buffers);
-        rebuild_given(worker, link, scratch);
+        mark_queue(worker, link, 0);
+        rebuild_kept(worker, link, scratch);
         if (link->packet_of)
             rebuild_copies(worker, link);
     }

@@ -3,11 +3,13 @@
 
 #include <unistd.h>
 
-void coven_ring_side_init(struct coven_ring_side *side, struct coven_ring *ring, struct coven_meta *meta,
-                          struct coven_meta_ext *ext, uint32_t size, uint32_t position, int doorbell)
+void coven_ring_side_init(struct coven_ring_side *side, struct coven_ring *ring, struct coven_entry *entry,
+                          struct coven_meta *meta, struct coven_meta_ext *ext, uint32_t size, uint32_t position,
+                          int doorbell)
 {
     *side = (struct coven_ring_side){
         .ring = ring,
+        .entry = entry,
         .meta = meta,
         .ext = ext,
         .size = size,
@@ -62,8 +64,10 @@ uint16_t coven_ring_enqueue_burst(struct coven_ring_side *side, const struct cov
     if (n == 0)
         return 0;
     for (uint16_t i = 0; i < n; i++) {
-        uint32_t slot = coven_ring_slot(side, side->position + i);
+        uint32_t position = side->position + i, slot = coven_ring_slot(side, position);
 
+        side->entry[slot] =
+            coven_entry_of(&meta[i], meta[i].handle, COVEN_ENTRY_CHANGED | coven_entry_lap(position, side->size));
         side->meta[slot] = meta[i];
         if (ext)
             side->ext[slot] = ext[i];
@@ -103,6 +107,7 @@ uint16_t coven_ring_dequeue_burst(struct coven_ring_side *side, struct coven_met
         uint32_t slot = coven_ring_slot(side, side->position + i);
 
         meta[i] = side->meta[slot];
+        coven_entry_to_meta(&side->entry[slot], &meta[i]);
         if (ext)
             ext[i] = side->ext[slot];
     }

@@ -24,6 +24,19 @@ static void add_up_cells(struct coven_snapshot *s)
         s->drops += s->cell[i];
 }
 
+/* What a replica has in its queue: the owner words say it is the worker's. */
+static void count_queue(const struct coven_replica_link *link, struct coven_snapshot *s)
+{
+    uint64_t n = 0;
+
+    for (uint32_t position = link->given_head; position != link->in.position; position++)
+        n += link->given[position & link->given_mask].handle != COVEN_NO_HANDLE;
+    s->held_by_kind[COVEN_OWNER_WORKER] -= n;
+    s->held_by_kind[COVEN_OWNER_REPLICA] += n;
+    s->held_by_replica[link->number] += n;
+    s->held_by_component[link->component] += n;
+}
+
 static void count_owners(const struct coven_worker *worker, struct coven_snapshot *s)
 {
     for (uint32_t handle = 0; handle < worker->book.n_buffers; handle++) {
@@ -40,6 +53,8 @@ static void count_owners(const struct coven_worker *worker, struct coven_snapsho
             s->held_by_component[worker->replica[number].component]++;
         }
     }
+    for (uint32_t r = 0; r < worker->plan->n_replicas; r++)
+        count_queue(&worker->replica[r], s);
     s->free_buffers = s->held_by_kind[COVEN_OWNER_FREE];
 }
 

@@ -54,7 +54,7 @@ static void tick(struct coven_worker *worker)
     worker->tick_ns = worker->now_ns + COVEN_NS_PER_MS;
     coven_fused_tick(worker);
     for (uint32_t r = 0; worker->running && r < worker->plan->n_replicas; r++)
-        if (worker->replica[r].attached && worker->replica[r].given.n > 0)
+        if (worker->replica[r].attached && coven_replica_has(&worker->replica[r]) > 0)
             coven_replica_hold_check(worker, &worker->replica[r]);
     coven_removal_turn(worker);
     if (worker->now_ns >= worker->gauges_ns) {
@@ -84,13 +84,15 @@ static uint64_t next_timer(const struct coven_worker *worker)
         const struct coven_replica_link *link = &worker->replica[r];
         uint64_t timeout;
 
-        if (!link->attached || link->given.n == 0)
+        if (!link->attached || coven_replica_has(link) == 0)
             continue;
-        timeout = worker->track[link->given.first].since_ns + link->plan->hold_ms * COVEN_NS_PER_MS;
-        /* a packet that waits behind others may be over its time and is then not looked at more often */
-        due = earlier(due, timeout > soon ? timeout : worker->now_ns + 10 * COVEN_NS_PER_MS);
-        if (link->given.n > link->plan->hold_limit)
+        /* what it took and does not give back begins to be held when that is seen */
+        if (link->given_head != link->in.position || link->kept.n > link->plan->hold_limit)
             due = earlier(due, worker->now_ns + 10 * COVEN_NS_PER_MS);
+        if (link->kept.n == 0)
+            continue;
+        timeout = worker->track[link->kept.first].since_ns + link->plan->hold_ms * COVEN_NS_PER_MS;
+        due = earlier(due, timeout > soon ? timeout : soon);
     }
     if (worker->n_removals > 0)
         due = earlier(due, worker->now_ns + 10 * COVEN_NS_PER_MS);

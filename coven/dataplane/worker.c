@@ -60,7 +60,7 @@ uint32_t coven_worker_inside(const struct coven_worker *worker)
     for (uint32_t c = 0; c < worker->plan->n_components; c++)
         inside += worker->component[c].fused.held.n;
     for (uint32_t r = 0; r < worker->plan->n_replicas; r++)
-        inside += worker->replica[r].given.n;
+        inside += coven_replica_has(&worker->replica[r]);
     return inside;
 }
 
@@ -274,6 +274,7 @@ int coven_worker_ready(struct coven_worker *worker, char *why, size_t why_bytes)
         error = open_ports(worker, why, why_bytes);
     if (error)
         return error;
+    coven_replica_mark_given(worker);
     coven_recovery_sweep(worker);
     error = coven_replica_rebuild(worker);
     for (uint16_t c = 0; c < worker->plan->n_components && !error; c++)

@@ -66,7 +66,10 @@ struct coven_replica_link {
     struct coven_segment segment;
     struct coven_ring_side in;  /* worker -> component, we produce */
     struct coven_ring_side out; /* component -> worker, we consume */
-    struct coven_track_list given;
+    /* what it has: the queue in the ledger from given_head to in.position, and what left that order */
+    struct coven_given *given;
+    uint32_t given_mask, given_head;
+    struct coven_track_list kept;
     uint32_t n_quarantine; /* `shared`: buffers taken away that it has not given back */
     uint32_t most;         /* buffers of the pool that it may have at once, those in quarantine included */
     uint32_t seen_broken;  /* impossible ring words already counted as violations */
@@ -76,6 +79,24 @@ struct coven_replica_link {
     uint32_t *free_copies;
     uint32_t n_free_copies;
     uint8_t *late; /* in the ledger */
+};
+
+/* An entry of an out-ring, copied: what is judged and used. The line counts with COVEN_ENTRY_CHANGED. */
+struct coven_returned {
+    struct coven_entry entry;
+    struct coven_meta meta;
+    struct coven_meta_ext ext;
+};
+
+struct coven_forward {
+    uint32_t handle;
+    const struct coven_plan_next *next;
+};
+
+enum coven_judgement {
+    COVEN_JUDGED_DONE,    /* nothing goes on */
+    COVEN_JUDGED_FORWARD, /* a packet goes on */
+    COVEN_JUDGED_UNKNOWN, /* nothing was done: it may name a packet in the queue (coven_replica_spill()) */
 };
 
 struct coven_component_link {
@@ -243,13 +264,15 @@ uint32_t coven_replica_take(struct coven_worker *worker, struct coven_replica_li
 void coven_replica_publish(struct coven_worker *worker);
 /* Hold limit and time of one replica, if it has given back everything it has taken from its in-ring so far. */
 void coven_replica_hold_check(struct coven_worker *worker, struct coven_replica_link *link);
-/* Judge one entry a component wrote; collects in the open intent. Returns the handle of a packet to
- * forward, or COVEN_NO_HANDLE. */
-uint32_t coven_replica_judge(struct coven_worker *worker, struct coven_replica_link *link,
-                             const struct coven_meta *entry, const struct coven_meta_ext *ext);
+/* Judge one entry a component wrote, a copy of it with its line; collects in the open intent. */
+enum coven_judgement coven_replica_judge(struct coven_worker *worker, struct coven_replica_link *link,
+                                         const struct coven_returned *entry, struct coven_forward *forward);
 /* Put packets that came back where their chosen output leads, at most COVEN_BURST. */
-void coven_replica_pass_on(struct coven_worker *worker, struct coven_replica_link *link, const uint32_t *handles,
-                           uint16_t n);
+void coven_replica_pass_on(struct coven_worker *worker, struct coven_replica_link *link,
+                           const struct coven_forward *forward, uint16_t n);
+/* Move what a replica was given before in-ring position `end` from the queue to `kept`: there each packet can be
+ * found by its number. */
+void coven_replica_spill(struct coven_worker *worker, struct coven_replica_link *link, uint32_t end);
 /* Take a packet away from a replica that still lives: counted as dropped for `reason`. */
 void coven_replica_take_away(struct coven_worker *worker, struct coven_replica_link *link, uint32_t handle,
                              uint32_t reason);
@@ -262,7 +285,9 @@ void coven_replica_sweep(struct coven_worker *worker, uint32_t number, uint32_t 
                          uint64_t *staged);
 /* Memory for the packets of every replica of the plan. Returns 0 or -ENOMEM. */
 int coven_replica_prepare(struct coven_worker *worker) __attribute__((warn_unused_result));
-/* Rebuild lists and copy maps from the owners (READY). */
+/* Say of each packet in a replica's queue that it is not the worker's, before a dead worker's packets are dropped. */
+void coven_replica_mark_given(struct coven_worker *worker);
+/* Rebuild lists and copy maps from owners and queues (READY). */
 int coven_replica_rebuild(struct coven_worker *worker) __attribute__((warn_unused_result));
 
 /* ---- removal.c ---- */
@@ -297,6 +322,12 @@ void coven_wait_clock(struct coven_worker *worker);
 uint64_t coven_wait_wall_ns(void);
 /* After a turn that moved `done` packets: timers, control messages, and sleep if there is nothing to do. */
 void coven_wait_turn(struct coven_worker *worker, uint32_t done);
+
+/* Packets (and ends of flows among them) that a replica has. */
+static inline uint32_t coven_replica_has(const struct coven_replica_link *link)
+{
+    return link->in.position - link->given_head + link->kept.n;
+}
 
 /* ---- track lists ---- */
 static inline void coven_track_append(struct coven_worker *worker, struct coven_track_list *list, uint32_t handle,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from coven.supervisor.instance import Instance
     from coven.supervisor.platform import Platform
 
-ABI_VERSION = 1  # COVEN_ABI_VERSION; a test compares them
+ABI_VERSION = 2  # COVEN_ABI_VERSION; a test compares them
 VERBS_OF_AGENT = ("list", "get", "call", "check")
 MAX_WAIT_MS = 600_000
 MAX_TIMEOUT_MS = 60_000

@@ -48,10 +48,12 @@ static void fill(struct coven_replica *replica, struct coven_state *state)
     replica->n_buffers = 4;
     replica->buffer_bytes = 2048;
     replica->data_offset = 8192;
-    replica->in_meta = 1024;
-    replica->in_ext = 1024 + RING * 64;
-    replica->out_meta = 1024 + 2 * RING * 64;
-    replica->out_ext = 1024 + 3 * RING * 64;
+    replica->in_entry = 1024;
+    replica->in_meta = replica->in_entry + RING * 16;
+    replica->in_ext = replica->in_meta + RING * 64;
+    replica->out_entry = replica->in_ext + RING * 64;
+    replica->out_meta = replica->out_entry + RING * 16;
+    replica->out_ext = replica->out_meta + RING * 64;
     replica->in.tail = 3;
     header(&state->header, COVEN_SEGMENT_STATE, STATE_BYTES);
     state->n_slots = 4;

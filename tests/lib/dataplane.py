@@ -476,9 +476,9 @@ class Rig:
         end = head.data_offset + head.n_buffers * head.buffer_bytes
         return PlayedReplica(
             segment, head,
-            Ring(ffi.addressof(head, "in"), segment.struct("coven_meta", head.in_meta),
+            Ring(ffi.addressof(head, "in"), segment.struct("coven_entry", head.in_entry), segment.struct("coven_meta", head.in_meta),
                  segment.struct("coven_meta_ext", head.in_ext), head.ring_size, doorbell=component.bells[0]),
-            Ring(ffi.addressof(head, "out"), segment.struct("coven_meta", head.out_meta),
+            Ring(ffi.addressof(head, "out"), segment.struct("coven_entry", head.out_entry), segment.struct("coven_meta", head.out_meta),
                  segment.struct("coven_meta_ext", head.out_ext), head.ring_size, doorbell=component.bells[1]),
             component.bells[0], memoryview(memory.memory)[head.data_offset:end], head.buffer_bytes,
         )  # fmt: skip

@@ -109,12 +109,14 @@ class Replica:
         size = self.head.ring_size
         head = self.head
         self.ring_in = Ring(
-            ffi.addressof(head, "in"), self._lines("coven_meta", head.in_meta), self._lines("coven_meta_ext", head.in_ext),
-            size, doorbell=self.to_component,
+            ffi.addressof(head, "in"), self._lines("coven_entry", head.in_entry), self._lines("coven_meta", head.in_meta),
+            self._lines("coven_meta_ext", head.in_ext), size, doorbell=self.to_component,
         )  # fmt: skip
         self.ring_out = Ring(
-            ffi.addressof(head, "out"), self._lines("coven_meta", head.out_meta), self._lines("coven_meta_ext", head.out_ext), size
+            ffi.addressof(head, "out"), self._lines("coven_entry", head.out_entry), self._lines("coven_meta", head.out_meta),
+            self._lines("coven_meta_ext", head.out_ext), size,
         )  # fmt: skip
+        self.sent: dict[int, Any] = {}
         self.free = list(range(head.n_buffers - 1, -1, -1))
         memory = self.segment if self.component["isolation"] == "copy" else self.pool
         start = head.data_offset
@@ -218,6 +220,7 @@ class Replica:
             else:
                 meta.handle = lib.COVEN_NO_HANDLE
             handles.append(meta.handle)
+            self.sent[meta.handle] = ffi.new("struct coven_meta *", meta)
         assert self.ring_in.enqueue_burst(metas, len(packets)) == len(packets)
         return handles
 
@@ -242,18 +245,29 @@ class Replica:
         """Give what is in the out-ring now."""
         metas = ffi.new("struct coven_meta[]", 32)
         exts = ffi.new("struct coven_meta_ext[]", 32)
+        position = self.ring_out.position
         n = self.ring_out.dequeue_burst(metas, 32, exts)
-        return [self._returned(metas[i], exts[i]) for i in range(n)]
+        return [self._returned(position + i, metas[i], exts[i]) for i in range(n)]
 
-    def _returned(self, meta: Any, ext: Any) -> Returned:
-        copy, copied_ext = ffi.new("struct coven_meta *", meta), ffi.new("struct coven_meta_ext *", ext)
+    def _entry(self, position: int) -> Any:
+        """Give the out-ring's entry at a position."""
+        return self._lines("coven_entry", self.head.out_entry)[position % self.head.ring_size]
+
+    def _returned(self, position: int, meta: Any, ext: Any) -> Returned:
+        """Give what came back as the worker sees it: the entry, and its line only if that was changed."""
+        entry = self._entry(position)
+        changed = entry.flags & lib.COVEN_ENTRY_CHANGED
+        copy = ffi.new("struct coven_meta *", meta if changed else self.sent[entry.handle][0])
+        for name in ("handle", "offset", "length", "verdict", "output", "kind"):
+            setattr(copy, name, getattr(entry, name))
+        copied_ext = ffi.new("struct coven_meta_ext *", ext)
         data = b""
-        if meta.kind == lib.COVEN_ENTRY_PACKET:
-            at = meta.handle * self.buffer_bytes + meta.offset
-            data = bytes(self.buffers[at : at + meta.length])
-            if meta.verdict != lib.COVEN_HOLD:
-                self.free.append(meta.handle)
-        return Returned(meta.handle, meta.verdict, meta.output, meta.mark, data, copy, copied_ext)
+        if copy.kind == lib.COVEN_ENTRY_PACKET:
+            at = copy.handle * self.buffer_bytes + copy.offset
+            data = bytes(self.buffers[at : at + copy.length])
+            if copy.verdict != lib.COVEN_HOLD:
+                self.free.append(copy.handle)
+        return Returned(copy.handle, copy.verdict, copy.output, copy.mark, data, copy, copied_ext)
 
     def receive_or_death(self, n: int) -> tuple[list[Returned], bool]:
         """Wait for n entries; give what came and whether the process died instead."""
@@ -287,13 +301,14 @@ class Replica:
         metas = self._lines("coven_meta", self.head.out_meta)
         exts = self._lines("coven_meta_ext", self.head.out_ext)
         position = self.head.out.tail
+        size = self.head.ring_size
         for _ in range(64):
-            at = position % self.head.ring_size
-            meta, ext = metas[at], exts[at]
-            if ext.staged_position != position:
+            entry = self._entry(position)
+            if (entry.flags & lib.COVEN_ENTRY_LAP) != (0 if position & size else lib.COVEN_ENTRY_LAP):
                 break
-            if lib.coven_state_committed(view, meta.flow, meta.flow_epoch, ext.staged_commit):
-                got.append(self._returned(meta, ext))
+            sent = self.sent.get(entry.handle)
+            if sent and lib.coven_state_committed(view, sent.flow, sent.flow_epoch, entry.commit):
+                got.append(self._returned(position, metas[position % size], exts[position % size]))
             position = (position + 1) % 2**32
         return got
 

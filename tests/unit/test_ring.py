@@ -22,10 +22,11 @@ class Memory:
     def __init__(self, begin: int = 0) -> None:
         self.ring = ffi.new("struct coven_ring *")
         self.ring.tail = self.ring.head = begin
+        self.entry = ffi.new("struct coven_entry[]", SIZE)
         self.meta = ffi.new("struct coven_meta[]", SIZE)
         self.ext = ffi.new("struct coven_meta_ext[]", SIZE)
-        self.producer = Ring(self.ring, self.meta, self.ext, SIZE, begin)
-        self.consumer = Ring(self.ring, self.meta, self.ext, SIZE, begin)
+        self.producer = Ring(self.ring, self.entry, self.meta, self.ext, SIZE, begin)
+        self.consumer = Ring(self.ring, self.entry, self.meta, self.ext, SIZE, begin)
         self.scratch = ffi.new("struct coven_meta[]", 32)
 
     def put(self, values: list[int]) -> int:

@@ -112,6 +112,7 @@ static void run_burst(struct host *host, struct coven_client_burst *burst, uint3
     struct coven_packet pkts[COVEN_BURST];
     uint16_t n = 0;
 
+    coven_client_fetch(host->client);
     for (uint32_t i = 0; i <= burst->n; i++) {
         uint8_t *data = i < burst->n ? coven_client_data(host->client, i) : NULL;
 

@@ -18,6 +18,7 @@
 
 struct shared {
     struct coven_ring ring;
+    struct coven_entry entry[SIZE];
     struct coven_meta meta[SIZE];
     struct coven_meta_ext ext[SIZE];
 };
@@ -28,7 +29,7 @@ static void produce(struct shared *memory, int doorbell)
     struct coven_meta meta[COVEN_BURST] = {0};
     uint32_t next = 0;
 
-    coven_ring_side_init(&side, &memory->ring, memory->meta, memory->ext, SIZE, 0, doorbell);
+    coven_ring_side_init(&side, &memory->ring, memory->entry, memory->meta, memory->ext, SIZE, 0, doorbell);
     while (next < ENTRIES) {
         uint16_t n = (uint16_t)(1 + next % COVEN_BURST);
 
@@ -55,7 +56,7 @@ static int consume(struct shared *memory, int doorbell, unsigned *sleeps)
     struct coven_meta meta[COVEN_BURST];
     uint32_t next = 0;
 
-    coven_ring_side_init(&side, &memory->ring, memory->meta, memory->ext, SIZE, 0, doorbell);
+    coven_ring_side_init(&side, &memory->ring, memory->entry, memory->meta, memory->ext, SIZE, 0, doorbell);
     while (next < ENTRIES) {
         uint16_t n = coven_ring_dequeue_burst(&side, meta, NULL, COVEN_BURST);
 

@@ -22,7 +22,7 @@
 
 #include <stdint.h>
 
-#define COVEN_ABI_VERSION 1u
+#define COVEN_ABI_VERSION 2u
 
 /* ---- limits ------------------------------------------------------------------------------------ */
 #define COVEN_CACHE_LINE 64u
@@ -85,8 +85,9 @@ enum coven_verdict {
  * that were there when the component died before. */
 #define COVEN_ALONE 0x80u
 
-/* One line for each packet and hop. [rw]: the component may change it and the worker takes it back after
- * checking; everything else is told to the component and ignored on return. */
+/* One line for each packet. [rw]: the component may change it and the worker takes it back after checking;
+ * everything else is told to the component and ignored on return. In a ring it lies beside the packet's entry
+ * (struct coven_entry), and what both have is valid in the entry only. */
 struct coven_meta {
     uint32_t handle;                 /* buffer number in the pool (`shared`, fused) or in the replica's own (`copy`) */
     uint16_t offset;                 /* [rw] of the first byte of the packet within its buffer */
@@ -108,8 +109,7 @@ struct coven_meta {
     uint32_t user[COVEN_USER_WORDS]; /* [rw] words that components pass to each other */
 };
 
-/* What few packets need; a ring carries it beside the line above. Reached only where NSH or staged state
- * is in use. */
+/* What few packets need; a ring carries it beside the line above. Reached only where NSH is in use. */
 struct coven_meta_ext {
     uint32_t nsh_context[4]; /* [rw] MD type 1 words (RFC 8300 section 2.4) */
     uint8_t nsh_flags;       /* bit 0: O bit */
@@ -120,13 +120,35 @@ struct coven_meta_ext {
     uint16_t md2_length;
     uint32_t attached; /* [rw] handle of a buffer with a larger message, or COVEN_NO_HANDLE */
     uint32_t attached_length;
-    uint32_t staged_position; /* ring position this entry was written for */
-    uint32_t staged_commit;   /* commit word of the flow slot that makes this entry valid */
-    uint32_t cut;             /* bytes a capture cut off the frame (port.h); the worker's own, 0 in a ring */
-    uint8_t reserved[20];
+    uint32_t cut; /* bytes a capture cut off the frame (port.h); the worker's own, 0 in a ring */
+    uint8_t reserved[28];
 };
 
 /* ---- rings ------------------------------------------------------------------------------------- */
+enum coven_entry_flag {
+    COVEN_ENTRY_CHANGED =
+        1,               /* out-ring: a [rw] word of the line (or ext) beside the entry was changed, or the entry is no
+                                packet. Without it the worker does not read the line. */
+    COVEN_ENTRY_LAP = 2, /* out-ring: coven_entry_lap() of the entry's position */
+};
+
+/* What goes through a ring for each packet: four to a cache line. The line of metadata beside it travels only
+ * when somebody looks at it. */
+struct coven_entry {
+    uint32_t handle; /* buffer number in the pool (`shared`) or in the replica's own (`copy`) */
+    uint16_t offset; /* [rw] as in struct coven_meta */
+    uint16_t length; /* [rw] */
+    uint8_t verdict; /* [rw] enum coven_verdict */
+    uint8_t output;  /* [rw] */
+    uint8_t kind;    /* enum coven_entry_kind */
+    uint8_t flags;   /* enum coven_entry_flag */
+    uint32_t commit; /* out-ring: commit word of the flow slot that makes a staged entry valid; 0: none */
+};
+
+/* Flag of the entry at a position of a ring: it changes with each lap, so whoever sweeps after a kill knows the
+ * entries that were written beyond the tail (memory begins as zeros, so lap 0 is 1). */
+#define coven_entry_lap(position, size) ((position) & (size) ? 0u : (unsigned int)COVEN_ENTRY_LAP)
+
 /* Single producer, single consumer. Positions run freely over 32 bits; entry = position & (size - 1).
  * The size is in the plan (worker) or in the replica header (component), a power of two. */
 struct coven_ring {
@@ -166,10 +188,10 @@ struct coven_replica {
     uint32_t component;   /* index, also of the state segment */
     uint32_t replica;     /* number within the component, selects the metric cells */
     uint32_t outputs;
-    uint64_t in_meta, in_ext;   /* offsets of the arrays of the worker -> component ring */
-    uint64_t out_meta, out_ext; /* of the component -> worker ring */
+    uint64_t in_entry, in_meta, in_ext;    /* offsets of the arrays of the worker -> component ring */
+    uint64_t out_entry, out_meta, out_ext; /* of the component -> worker ring */
     char name[COVEN_NAME_BYTES];
-    uint8_t reserved0[32];
+    uint8_t reserved0[16];
     /* written by the component */
     uint64_t progress;    /* grows with each burst and each wake-up */
     uint32_t current;     /* position in the in-ring of the entry being processed (the breadcrumb) */
@@ -403,6 +425,7 @@ struct coven_stats {
 _Static_assert(sizeof(struct coven_segment_header) == 64, "segment header");
 _Static_assert(sizeof(struct coven_meta) == 64, "one line a packet");
 _Static_assert(sizeof(struct coven_meta_ext) == 64, "one line beside it");
+_Static_assert(sizeof(struct coven_entry) == 16, "four entries a line");
 _Static_assert(sizeof(struct coven_ring) == 192, "tail, head and sleeping on lines of their own");
 _Static_assert(sizeof(struct coven_replica) == 768, "replica");
 _Static_assert(sizeof(struct coven_slot) == 32, "slot header");
