@@ -22,7 +22,7 @@ AREAS = {
     "agent": "The agent", "auth": "Access", "request": "Requests", "package": "Packages", "descriptor": "Descriptors",
     "binding": "Bindings of ports", "grant": "Grants", "parameter": "Parameters", "plan": "Plans",
     "instance": "Instances", "operation": "Operations", "component": "Components", "port": "Ports",
-    "platform": "The platform",
+    "worker": "Workers", "platform": "The platform",
 }  # fmt: skip
 
 

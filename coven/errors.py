@@ -77,6 +77,9 @@ CODES: dict[str, Code] = {
     "parameter.missing": Code(422, "a parameter without default was not given"),
     "parameter.unknown": Code(422, "no such parameter"),
     "plan.invalid": Code(422, "the plan is not one that COVEN makes"),
+    # workers
+    "worker.invalid": Code(422, "workers cannot be had like that"),
+    "worker.bad-core": Code(422, "a core that cannot be used"),
     # instances and operations
     "instance.busy": Code(409, "another operation is under way"),
     "instance.exists": Code(409, "an instance of this id is already there"),

@@ -167,3 +167,5 @@ class Vnf:
     pool_buffers: int = 16384
     pool_buffer_bytes: int | None = None  # None: the plan chooses by MTU
     priority: tuple[str, ...] = ()  # kinds of packets, as coven.priority reads them
+    workers: int = 1
+    profile: str = "balanced"  # how they wait, one of instance_plan.PROFILES

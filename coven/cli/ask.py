@@ -42,7 +42,7 @@ def register(commands: Commands[argparse.ArgumentParser]) -> None:
     request.add_argument("operation", help="operation, or with --metric a metric")
     request.add_argument("arguments", nargs="*", type=pair, metavar="NAME=VALUE", help="arguments")
     request.add_argument("--metric", action="store_true", help="read a metric")
-    request.add_argument("--replica", type=int, help="which one, from 0 (operations)")
+    request.add_argument("--replica", type=int, help="ask this one only, from 0 (operations)")
     add_json(request)
     request.set_defaults(run=run_request)
 
@@ -117,4 +117,7 @@ def run_request(context: Context, arguments: argparse.Namespace) -> None:
     else:
         for name, text in found["result"].items():
             line(f"{name} = {text}")
+        for number, answer in enumerate(found.get("results", [])):
+            for name in answer.keys() - found["result"].keys():
+                line(f"replica {number}: {name} = {answer[name]}")
         line(f"answered after {found['latency_ms']:.2f} ms")

@@ -13,6 +13,7 @@ from coven.cli.show import line
 from coven.errors import CovenError
 
 TOOLS = ("auto", "afpacket", "tap", "pcap", "gen")
+PROFILES = ("balanced", "low-latency", "power-save")
 BARE = ("pcap", "gen")  # need no interface, so their name alone will do; auto:gen is the interface `gen`
 
 
@@ -45,6 +46,13 @@ def register(commands: Commands[argparse.ArgumentParser]) -> None:
         metavar="COMPONENT=MODE",
         help="how close a component may come: fused, shared or copy; * for all",
     )
+    parser.add_argument("--workers", type=int, metavar="N", help="divide the flows among so many workers")
+    parser.add_argument("--cores", type=cores, metavar="LIST", help="pin worker 0, 1, ... to these cores: 2,3 or 2-5")
+    parser.add_argument(
+        "--component-cores", type=cores, metavar="LIST",
+        help="cores of isolated components; else those that no worker is pinned to",
+    )  # fmt: skip
+    parser.add_argument("--profile", choices=PROFILES, help="how workers wait for packets")
     parser.add_argument(
         "--start", action=argparse.BooleanOptionalAction, default=True, help="start it as well"
     )
@@ -63,6 +71,10 @@ def run(context: Context, arguments: argparse.Namespace) -> None:
         "grants": dict(arguments.grant),
         "start": arguments.start,
     }
+    named = ("workers", "cores", "component_cores", "profile")
+    wanted = {name: getattr(arguments, name) for name in named if getattr(arguments, name) is not None}
+    if wanted:
+        request["workers"] = {"count" if name == "workers" else name: given for name, given in wanted.items()}
     if arguments.id:
         request["id"] = arguments.id
     operation = context.client.post("/v1/instances", request)
@@ -125,6 +137,15 @@ def binding(text: str) -> Any:
         else:
             bound["interface"] = part
     return bound
+
+
+def cores(text: str) -> list[int]:
+    """Read a list of cores: `2,3` or `2-5,8`."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        found += range(int(first), int(last if dash else first) + 1)
+    return found
 
 
 def parameters(package: dict[str, Any], given: list[tuple[str, str]]) -> dict[str, Any]:

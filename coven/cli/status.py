@@ -39,6 +39,7 @@ def register(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     logs.add_argument("instance", help="its id")
     logs.add_argument("component", nargs="?", help="its name")
+    logs.add_argument("--replica", type=int, default=0, help="of which replica or worker, from 0 (0)")
     logs.add_argument("-n", "--lines", type=int, default=100, help="at most so many (100)")
     add_json(logs)
     logs.set_defaults(run=run_logs)
@@ -137,6 +138,11 @@ def _show_instance(instance: dict[str, Any]) -> None:
     ]
     columns = ("component", "framework", "isolation", "replica", "state", "pid", "restarts", "last exit")
     table(columns, rows)
+    line()
+    keys = ("state", "pid", "core", "restarts", "last_exit")
+    workers = [(number, *(each.get(key) for key in keys)) for number, each in enumerate(instance["workers"])]
+    table(("worker", "state", "pid", "core", "restarts", "last exit"), workers)
+    line(f"profile: {instance['profile']}")
 
 
 def _show_monitor(monitor: dict[str, Any]) -> None:
@@ -181,6 +187,12 @@ def run_counters(context: Context, arguments: argparse.Namespace) -> int:
         f"+ drops {whole['drops']} + held {whole['held']}: {'yes' if whole['balanced'] else 'no'}"
     )
     line(f"lost by the kernel before: {whole.get('rx_missed', 0)}")
+    shares = found.get("workers", [])
+    if len(shares) > 1:
+        line()
+        terms = ("rx", "created", "tx", "consumed", "drops", "held", "rx_missed", "balanced")
+        each_share = [(n, *(share["accounting"].get(key) for key in terms)) for n, share in enumerate(shares)]
+        table(("worker", *terms), each_share)
     for title in ("ports", "components", "paths"):
         flat = {name: _flat(each) for name, each in found[title].items()}
         keys = list(dict.fromkeys(key for each in flat.values() for key in each))
@@ -207,7 +219,7 @@ def run_logs(context: Context, arguments: argparse.Namespace) -> None:
     path = f"/v1/instances/{segment(arguments.instance)}"
     if arguments.component:
         path += f"/components/{segment(arguments.component)}"
-    found = context.client.get(f"{path}/logs?lines={arguments.lines}")
+    found = context.client.get(f"{path}/logs?lines={arguments.lines}&replica={arguments.replica}")
     if arguments.json:
         as_json(found)
         return

@@ -245,6 +245,9 @@ static int handle_running(struct coven_worker *worker, struct request *request, 
         return 0;
     case COVEN_CONTROL_PAUSE:
         return begin_pause(worker, request);
+    case COVEN_CONTROL_HALT:
+        worker->halt_asked = request->message.arg[0] != 0;
+        return 0;
     case COVEN_CONTROL_ATTACH:
         return attach(worker, request, why, why_bytes);
     case COVEN_CONTROL_DETACH:
@@ -291,7 +294,7 @@ static void answer(struct coven_worker *worker, struct request *request)
     result = handle(worker, request, why, sizeof(why));
     if (worker->ready && !worker->leaving) {
         coven_worker_settle(worker); /* a sweep may have sent packets on */
-        worker->halted = coven_graph_is_halted(worker);
+        worker->halted = worker->halt_asked || coven_graph_is_halted(worker);
     }
     if (request->deferred && result == 0)
         return;

@@ -27,6 +27,7 @@ enum coven_control_op {
     COVEN_CONTROL_EXIT = 11,
     COVEN_CONTROL_ATTENTION = 12,
     COVEN_CONTROL_POISON_CLEAR = 13,
+    COVEN_CONTROL_HALT = 14,
     COVEN_CONTROL_NOTIFY = 64, /* worker to supervisor, not asked for and not answered; arg[0] says what */
 };
 

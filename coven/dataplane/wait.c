@@ -12,6 +12,7 @@
 #define CONTROL_EVERY 64u
 #define HEARTBEAT_EVERY 1024u
 #define BALANCED_YIELDS 64u
+#define GATHER_NS (COVEN_NS_PER_MS / 2)
 #define MUTE_NS (100 * COVEN_NS_PER_MS)
 
 static uint64_t clock_ns(clockid_t id)
@@ -123,6 +124,7 @@ struct sleeper {
     uint16_t port[COVEN_MAX_PORTS];       /* behind fds[1 + i] */
     uint16_t replica[COVEN_MAX_REPLICAS]; /* behind fds[1 + n_ports + i] */
     nfds_t n, n_ports;
+    uint64_t port_due_ns; /* when a port has something to do by itself */
 };
 
 static void add_fd(struct sleeper *s, int fd)
@@ -138,6 +140,7 @@ static uint64_t collect_fds(struct coven_worker *worker, struct sleeper *s)
 
     s->n = 0;
     s->n_ports = 0;
+    s->port_due_ns = UINT64_MAX;
     add_fd(s, worker->control_fd); /* -1 is ignored by poll */
     for (uint16_t p = 0; p < worker->plan->n_ports && can_receive; p++) {
         struct coven_port_link *link = &worker->port[p];
@@ -147,7 +150,7 @@ static uint64_t collect_fds(struct coven_worker *worker, struct sleeper *s)
         if (!link->attached || coven_ingress_room(worker, p) == 0)
             continue;
         fd = link->port.ops->wait(&link->port, &port_due);
-        due = earlier(due, port_due);
+        s->port_due_ns = earlier(s->port_due_ns, port_due);
         if (fd < 0)
             continue;
         if (link->muted_ns > worker->now_ns) {
@@ -163,7 +166,7 @@ static uint64_t collect_fds(struct coven_worker *worker, struct sleeper *s)
         s->replica[s->n - 1 - s->n_ports] = r;
         add_fd(s, worker->replica[r].out.doorbell);
     }
-    return due;
+    return earlier(due, s->port_due_ns);
 }
 
 /* Nobody has the other end any more, so nobody will ring; it would be readable for ever. */
@@ -192,6 +195,22 @@ static void after_sleep(struct coven_worker *worker, const struct sleeper *s)
         coven_control_poll(worker);
 }
 
+/* power-save: packets have come. Let more come, so that one wake-up is for many; a message is not kept waiting. */
+static void gather(struct coven_worker *worker, const struct sleeper *s)
+{
+    struct pollfd control = {.fd = worker->control_fd, .events = POLLIN};
+    struct timespec nap = {.tv_nsec = GATHER_NS};
+    bool have_come = worker->now_ns >= s->port_due_ns;
+
+    for (nfds_t i = 1; i < s->n; i++)
+        have_come |= (s->fds[i].revents & POLLIN) != 0;
+    if (!have_come || s->fds[0].revents != 0)
+        return;
+    add(worker, COVEN_CELL_WORKER(COVEN_WORKER_SLEEPS));
+    (void)ppoll(&control, 1, &nap, NULL);
+    coven_wait_clock(worker);
+}
+
 static void sleep_now(struct coven_worker *worker)
 {
     struct sleeper sleeper;
@@ -213,6 +232,8 @@ static void sleep_now(struct coven_worker *worker)
             sleeper.fds[i].revents = 0; /* a signal: look at everything in the next turn */
     announce_awake(worker);
     coven_wait_clock(worker);
+    if (worker->plan->profile == COVEN_PROFILE_POWER_SAVE)
+        gather(worker, &sleeper);
     heartbeat(worker);
     after_sleep(worker, &sleeper);
 }

@@ -180,11 +180,12 @@ struct coven_worker {
     uint32_t idle_loops;
     /* segments and descriptors as given */
     struct coven_segment plan_segment, pool_segment, ledger_segment, stats_segment;
-    int control_fd; /* -1: the supervisor is gone */
-    bool ready;     /* READY was answered */
-    bool running;   /* RUN came: packets move; before, a successor waits until all replicas are attached again */
-    bool receiving; /* ports are read: not while pausing */
-    bool halted;    /* a component whose on_failure is stop is down: ports are not read either */
+    int control_fd;  /* -1: the supervisor is gone */
+    bool ready;      /* READY was answered */
+    bool running;    /* RUN came: packets move; before, a successor waits until all replicas are attached again */
+    bool receiving;  /* ports are read: not while pausing */
+    bool halt_asked; /* by the supervisor: such a component is down in another worker of the instance */
+    bool halted;     /* a component whose on_failure is stop is down: ports are not read either */
     bool leaving;
     int exit_status;
     struct {

@@ -116,6 +116,7 @@ def _vnf(
 ) -> Vnf:
     flows = data.get("flows") or {}
     pool = data.get("pool") or {}
+    workers = data.get("workers") or {}
     return Vnf(
         name=data["name"],
         version=data["version"],
@@ -130,6 +131,8 @@ def _vnf(
         pool_buffers=pool.get("buffers", 16384),
         pool_buffer_bytes=pool.get("buffer_bytes"),
         priority=tuple(data.get("priority") or ()),
+        workers=workers.get("count", 1),
+        profile=workers.get("profile", "balanced"),
     )
 
 

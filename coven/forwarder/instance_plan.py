@@ -16,7 +16,8 @@ from coven.model import FlowState, Hold, Isolation, Limits, Metric, OnFailure, O
 PLAN_VERSION = 1
 HEADROOM = 256  # bytes before a received packet, as the kernel leaves for AF_XDP
 PORT_TOOLS = ("afpacket", "pcap", "tap", "gen")
-PROFILES = ("balanced", "low-latency", "power-save")
+PROFILES = ("balanced", "low-latency", "power-save")  # numbers of enum coven_profile
+MAX_CORE = 4095
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ class WorkerPlan:
     """Where the workers run: one element for each, a core's number or None for any."""
 
     cores: tuple[int | None, ...] = (None,)
-    profile: str = "balanced"
+    profile: str = "balanced"  # how workers wait, one of PROFILES
+    component_cores: tuple[int, ...] = ()  # of isolated components; none: those that no worker is pinned to
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,9 @@ from coven.forwarder.instance_plan import (
     PathPlan,
     PoolPlan,
     PortPlan,
-    WorkerPlan,
 )
 from coven.forwarder.plan_check import INSTANCE_PATTERN
+from coven.forwarder.workers import check_workers, plan_workers
 from coven.model import Component, Isolation, ServicePath, Vnf
 from coven.processing import framework
 from coven.suggest import near_miss
@@ -55,13 +55,16 @@ def plan(
     package_root: str,
     interfaces: Mapping[str, Mapping[str, Any]],
     package_id: str = "",
+    workers: Mapping[str, Any] | None = None,
 ) -> InstancePlan:
     """Plan an instance of `vnf`.
 
     bindings: port -> interface name or mapping (docs/internals.md, section 6). grants: component or "*" ->
     isolation. package_root: absolute folder of the unpacked package. interfaces: name -> {"mtu", "up"};
-    what it lacks is taken as MTU 1500, since whoever applies the plan checks.
-    Raises CovenError `binding.*`, `parameter.*`, `grant.invalid`, `port.unknown-tool`, `request.invalid`.
+    what it lacks is taken as MTU 1500, since whoever applies the plan checks. workers: number, cores and profile, see
+    `plan_workers`.
+    Raises CovenError `binding.*`, `parameter.*`, `grant.invalid`, `port.unknown-tool`, `request.invalid`,
+    `worker.invalid`.
     """
     if not isinstance(instance, str) or not re.fullmatch(INSTANCE_PATTERN, instance):
         raise CovenError("request.invalid", f"{instance!r} is no instance id",
@@ -73,7 +76,7 @@ def plan(
     mtus = {name: _mtu(binding, interfaces) for name, binding in bound.items()}
     components = _components(vnf, values, isolations, package_root)
     hops, firsts = _hops(vnf)
-    return InstancePlan(
+    planned = InstancePlan(
         instance=instance,
         vnf=vnf.name,
         vnf_version=vnf.version,
@@ -83,7 +86,7 @@ def plan(
             vnf.flow_capacity if any(component.state for component in components) else 0,
             max(1, round(vnf.flow_idle_timeout_s * 1000)),
         ),
-        worker=WorkerPlan(),
+        worker=plan_workers(vnf, workers or {}),
         ports=tuple(
             PortPlan(
                 name=port.name,
@@ -101,6 +104,8 @@ def plan(
         paths=tuple(PathPlan(path.name, path.ingress) for path in vnf.paths),
         priority=vnf.priority,
     )
+    check_workers(planned)
+    return planned
 
 
 def _bind(vnf: Vnf, bindings: Mapping[str, Any]) -> dict[str, Binding]:

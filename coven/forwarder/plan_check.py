@@ -17,6 +17,7 @@ from coven.errors import CovenError, Where
 from coven.forwarder.bindings import INTERFACE_PATTERN, normalise
 from coven.forwarder.instance_plan import (
     KEYS,
+    MAX_CORE,
     PLAN_VERSION,
     PORT_TOOLS,
     PROFILES,
@@ -25,6 +26,7 @@ from coven.forwarder.instance_plan import (
     Next,
     PortPlan,
 )
+from coven.forwarder.workers import check_workers
 from coven.model import Isolation
 
 INSTANCE_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
@@ -180,6 +182,10 @@ def check_plan(plan: InstancePlan) -> None:
         priority.rules(plan.priority)
     except CovenError as error:
         refuse("plan.priority", error.message)
+    try:
+        check_workers(plan)
+    except CovenError as error:
+        refuse("plan.worker", error.message)
 
 
 def _check_sizes(plan: InstancePlan) -> None:
@@ -190,15 +196,19 @@ def _check_sizes(plan: InstancePlan) -> None:
     pool = plan.pool
     _range(pool.buffers, limits.MIN_BUFFERS, limits.MAX_BUFFERS, "plan.pool.buffers")
     _range(pool.buffer_bytes, limits.MIN_BUFFER_BYTES, limits.MAX_BUFFER_BYTES, "plan.pool.buffer_bytes")
+    _range(pool.buffers * pool.buffer_bytes, 1, limits.MAX_POOL_BYTES, "plan.pool: bytes")
     if pool.buffer_bytes & (pool.buffer_bytes - 1):
         refuse("plan.pool.buffer_bytes", "must be a power of two")
     _range(pool.headroom, 0, pool.buffer_bytes // 2, "plan.pool.headroom")
     _range(plan.flows.capacity, 0, limits.MAX_FLOWS, "plan.flows.capacity")
     _range(plan.flows.idle_timeout_ms, 1, 2**32 - 1, "plan.flows.idle_timeout_ms")
     _range(len(plan.worker.cores), 1, limits.MAX_WORKERS, "plan.worker.cores: number")
-    _range(pool.buffers * pool.buffer_bytes * len(plan.worker.cores), 1, limits.MAX_POOL_BYTES, "plan.pool: bytes")
-    for core in plan.worker.cores:
-        _range(core or 0, 0, 4095, "plan.worker.cores")
+    pinned = [core for core in plan.worker.cores if core is not None]
+    for cores, part in ((pinned, "plan.worker.cores"), (plan.worker.component_cores, "plan.worker.component_cores")):
+        for core in cores:
+            _range(core, 0, MAX_CORE, part)
+        if len(set(cores)) != len(cores):
+            refuse(part, "names a core twice")
     if plan.worker.profile not in PROFILES:
         refuse("plan.worker.profile", f"must be one of {', '.join(PROFILES)}")
 

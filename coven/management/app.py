@@ -264,11 +264,13 @@ class _Api:
 
     def worker_logs(self, instance_id: str) -> Any:
         lines = _integer("lines", 100, 1, 1000)
-        return _json(self.platform.instances.logs(instance_id, None, lines))
+        worker = _integer("replica", 0, 0, 127)
+        return _json(self.platform.instances.logs(instance_id, None, lines, worker))
 
     def logs(self, instance_id: str, component: str) -> Any:
         lines = _integer("lines", 100, 1, 1000)
-        return _json(self.platform.instances.logs(instance_id, component, lines))
+        replica = _integer("replica", 0, 0, 127)
+        return _json(self.platform.instances.logs(instance_id, component, lines, replica))
 
     # ---- operations --------------------------------------------------------------------------------
 

@@ -50,7 +50,7 @@ class Instances:
                 package=request["package"],
                 created=time.time(),
                 desired=PENDING,
-                request={key: request.get(key) or {} for key in ("ports", "parameters", "grants")},
+                request={key: request.get(key) or {} for key in ("ports", "parameters", "grants", "workers")},
                 plan={},
             )
             planned = dataclasses.replace(instance, plan=self.plan(instance))
@@ -84,6 +84,7 @@ class Instances:
             package_root=str(package.root),
             interfaces=_interfaces(),
             package_id=instance.package,
+            workers=instance.request.get("workers"),  # instances of an earlier version have none
         ).to_json()
 
     # ---- look --------------------------------------------------------------------------------------
@@ -129,6 +130,7 @@ class Instances:
             "paths": [{"name": path["name"], "ingress": path["ingress"]} for path in plan.get("paths", [])],
             "components": found.get("components", []),
             "workers": found.get("workers", []),
+            "profile": plan.get("worker", {}).get("profile", "balanced"),
         }
 
     def live(self, instance_id: str) -> dict[str, Any]:
@@ -148,12 +150,13 @@ class Instances:
         self.live(instance_id)
         return self._supervisor.request("snapshot", instance=instance_id)
 
-    def logs(self, instance_id: str, component: str | None, lines: int) -> dict[str, Any]:
-        """Give the last lines of a component's output, of the worker's if none is named."""
+    def logs(self, instance_id: str, component: str | None, lines: int, replica: int = 0) -> dict[str, Any]:
+        """Give the last lines of a component's output, of a worker's if none is named."""
         found = self.live(instance_id)
         if component is not None:
             _component(found, component)
-        return self._supervisor.request("logs", instance=instance_id, component=component, lines=lines)
+        ask = self._supervisor.request
+        return ask("logs", instance=instance_id, component=component, replica=replica, lines=lines)
 
     # ---- ask ---------------------------------------------------------------------------------------
 
@@ -278,17 +281,18 @@ class Instances:
             "agent",
             instance=instance_id,
             component=name,
-            replica=request.get("replica", 0),
             verb="call",
             name=wanted,
             arguments={line[1]: line[2] for line in lines},
             timeout_ms=ASK_MS,
+            **({"replica": request["replica"]} if "replica" in request else {}),  # else all copies
         )
         return {
             "instance": instance_id,
             "component": name,
             "operation": wanted,
             "result": answer.get("result", {}),
+            **({"results": answer["results"]} if "results" in answer else {}),
             "latency_ms": round((time.monotonic_ns() - begun) / 1e6, 3),
         }
 

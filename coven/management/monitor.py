@@ -88,21 +88,18 @@ class Monitor:
         found = []
         for index, worker in enumerate(instance.get("workers", [])):
             if (usage := self._usage(worker.get("pid"))) is not None:
-                network = _port_traffic(snapshot) if index == 0 else {}
-                found.append({"part": f"worker {index}", **usage, "network": network})
+                found.append({"part": f"worker {index}", **usage, "network": _port_traffic(_share(snapshot, index))})
         return found
 
     def _components(self, instance: dict[str, Any], snapshot: dict[str, Any]) -> list[dict[str, Any]]:
         found = []
         for component in instance.get("components", []):
-            counters = snapshot.get("components", {}).get(component["name"], {})
-            network = {
-                "rx_pkts": counters.get("in_pkts", 0),
-                "tx_pkts": counters.get("out_pkts", 0),
-            }
             for number, replica in enumerate(component.get("replicas", [])):
                 if replica.get("state") == "fused":
                     continue
+                share = _share(snapshot, replica.get("worker", 0))
+                counters = share.get("components", {}).get(component["name"], {})
+                network = {"rx_pkts": counters.get("in_pkts", 0), "tx_pkts": counters.get("out_pkts", 0)}
                 if (usage := self._usage(replica.get("pid"))) is not None:
                     part = f"component {component['name']}"
                     found.append({"part": part, "replica": number, **usage, "network": network})
@@ -118,6 +115,12 @@ class Monitor:
 
     def _usage(self, pid: object) -> dict[str, Any] | None:
         return self.process(pid) if isinstance(pid, int) and pid > 0 else None
+
+
+def _share(snapshot: dict[str, Any], worker: int) -> dict[str, Any]:
+    """Give the part of a worker in the counters; all of them where there is no telling apart."""
+    shares: list[dict[str, Any]] = snapshot.get("workers", [])
+    return shares[worker] if worker < len(shares) else snapshot
 
 
 def _port_traffic(snapshot: dict[str, Any]) -> dict[str, int]:

@@ -46,6 +46,7 @@ class Home:
     worker: int | None  # None: there is only one
     name: Callable[[str], str]  # of what belongs to this worker in the keeper
     declarations: Callable[[int], dict[str, Any]]  # index of a component -> its part of the plan as JSON
+    cores: Callable[[], tuple[int, ...]]  # to be pinned to
     segment: Callable[[int], Any]  # number of a replica -> image of a new replica segment
     attach: Callable[[Replica], Awaitable[None]]  # tell the worker that it is ready
     detach: Callable[[Replica], Awaitable[None]]  # tell the worker that it died
@@ -175,6 +176,7 @@ class Replica:
         return {
             "pid": self.process.pid if alive and self.process else None,
             "state": self.state,
+            "worker": self._home.worker or 0,
             "restarts": self.restarts,
             "uid": self.uid,
             "cgroup": str(self.folders[0]) if self.folders else None,
@@ -289,6 +291,7 @@ class Replica:
             binds_ro=_unique((*program_folders(context.settings), *program.read)),
             binds_exact=(program.folder,),
             new_net=privileged,
+            cpus=self._home.cores(),
         )
         ours = strays.environment(context.settings.platform_id, self.group)
         env = {**ENVIRONMENT, "COVEN_COMPONENT": plan.name, **ours}

@@ -14,7 +14,7 @@ from coven.errors import CovenError, Where
 (
     SEGMENT, PORT, CODE, READY, RUN, PAUSE, ATTACH, DETACH, SNAPSHOT, AGENT, EXIT, ATTENTION,
 ) = range(1, 13)  # fmt: skip
-POISON_CLEAR, NOTIFY = 13, 64
+POISON_CLEAR, HALT, NOTIFY = 13, 14, 64
 STILL, HUNG, MOVING, FUSED = range(1, 5)  # enum coven_notice
 REPLY = 0x80000000
 DATAGRAM = 65536

@@ -210,6 +210,13 @@ class Instance:
                 names.append(component.name)
         return names
 
+    def hold_back(self) -> None:
+        """Have no worker read its ports while such a component is down in one of them; each sees only its own."""
+        if len(self.lanes) > 1:
+            held = bool(self.halting())
+            for worker in self.workers:
+                worker.hold_back(held)
+
     def problems(self) -> list[str]:
         """Say what is not as it should be."""
         found = [f"forwarding is stopped until component {name} is back (on_failure: stop)" for name in self.halting()]
@@ -243,6 +250,8 @@ class Instance:
     def changed(self) -> None:
         """Something died, came back or was parked."""
         halting = self.halting()
+        if bool(halting) != bool(self._halting):
+            self.hold_back()
         if halting and not self._halting:
             self._context.emit("forwarding-stopped", self.id, f"component {halting[0]}")
         elif self._halting and not halting and self.state == "started":
@@ -288,6 +297,7 @@ class Instance:
         return {
             "pid": shown["pid"],
             "state": "parked" if parked else "fused" if shown["pid"] else "stopped",
+            "worker": worker.index,
             "restarts": shown["restarts"],
             "uid": None,
             "cgroup": None,

@@ -17,6 +17,7 @@ from coven.model import Isolation
 from coven.supervisor import control, memory
 from coven.supervisor.component import Home, Replica
 from coven.supervisor.context import Context
+from coven.supervisor.cores import component_cores
 from coven.supervisor.fused import guilty
 from coven.supervisor.worker import Feed, Worker
 
@@ -54,6 +55,7 @@ class Lane:
             worker=index if len(plan.worker.cores) > 1 else None,
             name=self.name,
             declarations=lambda component: dict(self._document["components"][component]),
+            cores=lambda: component_cores(plan.worker),
             segment=lambda number: layout().replicas[number],
             attach=self._attach,
             detach=self._detach,

@@ -30,16 +30,18 @@ class Sandbox:
     all_processes: bool = False  # sees other users' processes in /proc
     new_net: bool = False
     nice: int | None = None
-    cpu: int | None = None
+    cpus: tuple[int, ...] = ()  # to be pinned to; none: where we may run ourselves
     best_effort: bool = False
 
     def arguments(self) -> list[str]:
         """Give the options of coven-launch."""
         out: list[str] = []
-        numbers = (("--uid", self.uid), ("--gid", self.gid), ("--nice", self.nice), ("--cpu", self.cpu))
+        numbers = (("--uid", self.uid), ("--gid", self.gid), ("--nice", self.nice))
         for option, number in numbers:
             if number is not None:
                 out += [option, str(number)]
+        if self.cpus:
+            out += ["--cpu", ",".join(map(str, self.cpus))]
         for flag, said in (
             ("--root", self.root),
             ("--proc-all", self.root and self.all_processes),

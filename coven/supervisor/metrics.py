@@ -112,9 +112,10 @@ def snapshot(plan: InstancePlan, workers: list[dict[str, Any]], restarts: dict[s
     for name, row in document["components"].items():
         row["restarts"] = restarts.get(name, 0)
     shares = [_one(plan, raw) for raw in workers]
+    shown = ("accounting", "held", "ports", "components", "worker")
     return {
         **document,
-        "workers": [{key: share[key] for key in ("accounting", "held", "ports", "worker")} for share in shares],
+        "workers": [{key: share[key] for key in shown} for share in shares],
         "time": total["time"],
     }
 

@@ -255,6 +255,7 @@ class Platform:
                 await replica.revive()
             for worker in instance.workers:
                 await worker.revive()
+            instance.hold_back()  # what a predecessor said last may not be so any more
         except CovenError as error:
             log.error("instance=%s not all of it could be revived: %s", instance.id, error)
 

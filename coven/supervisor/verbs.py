@@ -9,6 +9,7 @@ from functools import partial
 from coven.errors import CovenError
 from coven.model import Isolation
 from coven.supervisor.context import Context
+from coven.supervisor.cores import check_cores
 from coven.supervisor.instance import Instance
 from coven.supervisor.lane import Lane
 from coven.supervisor.operation import Step, nothing
@@ -65,6 +66,7 @@ def _instantiate(context: Context, instance: Instance, forget: Callable[[Instanc
     async def check() -> None:
         from coven.supervisor.build import check_folder
 
+        check_cores(instance.plan.worker)
         check_folder(context, instance.plan.package.root, "package")
         for component in instance.plan.components:
             check_folder(context, component.source, f"component {component.name}")

@@ -73,6 +73,8 @@ class Worker:
         self._looking: asyncio.TimerHandle | None = None
         self._wanted = False
         self._run = False
+        self._held_back = False
+        self._holding: asyncio.Task[None] | None = None
 
     @property
     def fds_name(self) -> str:
@@ -106,6 +108,8 @@ class Worker:
     async def run(self) -> None:
         """Let it take packets."""
         self._run = True
+        if self._held_back:
+            await self.request(control.HALT, args=(1,))
         await self.request(control.RUN)
         self.state = "running"
         self._context.save()
@@ -117,6 +121,18 @@ class Worker:
         if self.state == "running":
             self.state = "ready"
         return answer.args[0]
+
+    def hold_back(self, held: bool) -> None:
+        """Let it read its ports, or not: a component with `on_failure: stop` is down in another worker."""
+        self._held_back = held
+        if self.state in ("ready", "running"):
+            self._holding = asyncio.create_task(self._tell_held_back())
+
+    async def _tell_held_back(self) -> None:
+        try:
+            await self.request(control.HALT, args=(int(self._held_back),))
+        except CovenError as error:  # it has died: its successor is told before it runs
+            log.info("instance=%s %s is not told to halt: %s", self._instance, self.part, error.message)
 
     async def stop(self) -> None:
         """End it in order, by force if need be. May be called in any state."""
@@ -197,6 +213,7 @@ class Worker:
         return {
             "pid": self.process.pid if alive and self.process else None,
             "state": self.state,
+            "core": self._core,
             "restarts": self.restarts,
             "last_exit": self.last_exit,
             "recovered": self.recovered,

@@ -22,7 +22,7 @@ def worker_sandbox(settings: Settings, cgroups: tuple[str, ...], core: int | Non
         root=settings.privileged,
         binds_ro=program_folders(settings),
         new_net=settings.privileged,
-        cpu=core,
+        cpus=() if core is None else (core,),
     )
 
 

@@ -86,7 +86,7 @@ def chain(
         "package": {"id": root.name, "root": str(root)},
         "pool": {"buffers": buffers, "buffer_bytes": 2048, "headroom": 256},
         "flows": {"capacity": flows, "idle_timeout_ms": 120000},
-        "worker": {"cores": [None], "profile": "balanced"},
+        "worker": {"cores": [None], "profile": "balanced", "component_cores": []},
         "ports": [{**port, **end} for port, end in zip(ports, ends, strict=True)],
         "components": [dict(entry) for entry in components],
         "hops": hops,

@@ -66,6 +66,22 @@ def test_power_save_sleeps_at_once(tmp_path: Path) -> None:
         assert loops - sleeps <= 2, "every turn without work ends in a sleep"
 
 
+@pytest.mark.parametrize("isolation", ["fused", "copy"])
+def test_power_save_lets_packets_gather(isolation: str, tmp_path: Path) -> None:
+    """A packet is due each 50 us; it takes those of half a millisecond at once, and all come through."""
+    plan = plan_of("power-save", isolation)
+    packets, rate = 4000, 20_000
+    plan["ports"][0]["options"] |= {"packets": packets, "rate": rate}
+    with Rig(plan, tmp_path) as rig:
+        rig.start()
+        end = rig.wait(lambda s: s.tx == packets, "all sent")
+        assert (end.dropped, end.held) == (0, 0)
+        # a turn that takes packets in, and with a process beside one or two that take them back
+        turns = end.worker(lib.COVEN_WORKER_BUSY_LOOPS)
+        assert turns * (3 if isolation == "fused" else 2) < packets, turns
+        assert rig.stop() == 0
+
+
 def test_balanced_looks_a_while_before_it_sleeps(tmp_path: Path) -> None:
     with Rig(plan_of("balanced", "fused"), tmp_path) as rig:
         rig.start()
