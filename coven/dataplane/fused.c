@@ -186,8 +186,9 @@ static const struct coven_plan_next *agreed(struct coven_worker *worker, uint16_
     const struct coven_plan_hop *place = &worker->plan->hops[hop];
     uint32_t first = answer_of(burst->pkts[0].meta), different = 0, changed = 0;
     struct answer answer;
+    uint16_t n = burst->n;
 
-    for (uint16_t i = 0; i < burst->n; i++) {
+    for (uint16_t i = 0; i < n; i++) {
         const struct coven_meta *meta = burst->pkts[i].meta;
 
         different |= answer_of(meta) ^ first;
@@ -239,6 +240,7 @@ const struct coven_plan_next *coven_fused_process(struct coven_worker *worker, u
     struct coven_packet pkts[COVEN_BURST]; /* what the component does to them stays its own */
     const struct coven_plan_next *next;
     uint64_t before, after;
+    uint16_t n = burst->n;
 
     if (!fused->runtime) {
         coven_graph_component_down(worker, hop, burst->handle, burst->n);
@@ -246,17 +248,17 @@ const struct coven_plan_next *coven_fused_process(struct coven_worker *worker, u
     }
     if (!burst->is_shown)
         prepare(worker, burst);
-    for (uint16_t i = 0; i < burst->n; i++)
+    for (uint16_t i = 0; i < n; i++)
         memcpy((uint8_t *)burst->pkts[i].meta + offsetof(struct coven_meta, hop), &undecided, sizeof(undecided));
-    memcpy(pkts, burst->pkts, sizeof(pkts[0]) * burst->n);
+    memcpy(pkts, burst->pkts, sizeof(pkts[0]) * n);
     before = burst->since;
-    coven_fused_enter(worker, component, burst->n);
-    coven_runtime_process(fused->runtime, pkts, burst->n);
+    coven_fused_enter(worker, component, n);
+    coven_runtime_process(fused->runtime, pkts, n);
     coven_fused_leave(worker);
     after = cycles();
     burst->since = after;
     next = agreed(worker, hop, burst);
-    count(worker, component, after - before, burst->n, next ? burst->n : follow_verdicts(worker, hop, burst, pkts));
+    count(worker, component, after - before, n, next ? n : follow_verdicts(worker, hop, burst, pkts));
     return next;
 }
 

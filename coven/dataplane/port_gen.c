@@ -3,6 +3,7 @@
  *
  * Packet n of a port is always the same: Ethernet, IPv4 from 198.18.0.0/16 to 198.19.0.1 (RFC 2544, C.2.2), UDP
  * to port 9, "COVENGEN", n in 8 bytes, zeros. position.rx[0] is n, so a crash neither repeats nor skips one. */
+#include <endian.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +16,8 @@
 #define HEADER_BYTES 42u /* Ethernet, IPv4, UDP */
 #define MIN_BYTES 60u
 #define TEMPLATE_BYTES 64u /* the beginning of every packet, written even if the packet is shorter */
+#define SOURCE_PORT_AT (COVEN_ETH_BYTES + 20u)
+#define CHECKSUM_AT (SOURCE_PORT_AT + 6u)
 #define NUMBER_AT (HEADER_BYTES + 8u)
 #define SOURCE 0xc6120001u /* 198.18.0.1 */
 #define TARGET 0xc6130001u /* 198.19.0.1 */
@@ -29,7 +32,8 @@ struct gen {
     uint64_t identity; /* of the opening, see port_pcap.c */
     uint64_t base_ns;  /* CLOCK_MONOTONIC at which packet number `base` was due */
     uint64_t base;
-    uint32_t ip_sum, udp_sum; /* of what is the same in every packet, see write_packet() */
+    uint32_t ip_sum, udp_sum;             /* of what is the same in every packet */
+    uint32_t bytes, source, template_sum; /* what the template is filled in for, see fill_template() */
     uint8_t template[TEMPLATE_BYTES];
 };
 
@@ -73,7 +77,7 @@ static int attach(struct coven_port *port, char *why, size_t why_bytes)
     _Static_assert(sizeof(head) == NUMBER_AT, "headers and the mark");
     memcpy(self->template, head, sizeof(head));
     coven_store_be32(self->template + 30, TARGET);
-    /* what is filled in for each packet is 0 here and adds nothing */
+    /* what is filled in later is 0 here and adds nothing */
     self->ip_sum = sum_words(self->template + COVEN_ETH_BYTES, 20);
     self->udp_sum =
         sum_words(self->template + 30, 4) + COVEN_PROTO_UDP + sum_words(self->template + COVEN_ETH_BYTES + 20, 8 + 8);
@@ -111,55 +115,66 @@ static uint16_t checksum(uint32_t sum)
     return (uint16_t)~sum;
 }
 
-/* The generator must not cost more than what is measured with it: sums begin with what all packets share. */
-static void write_packet(const struct gen *self, uint32_t flow, uint64_t number, uint32_t bytes, uint8_t *out)
+/* Fill in what packets of one length and one source address share. */
+static void fill_template(struct gen *self, uint32_t bytes, uint32_t source)
 {
-    uint32_t source = SOURCE + flow / FLOW_PORTS, source_port = FIRST_PORT + flow % FLOW_PORTS;
-    uint32_t source_sum = (source >> 16) + (source & 0xffff);
-    uint32_t udp_bytes = bytes - COVEN_ETH_BYTES - 20;
-    uint32_t number_sum = (uint32_t)(number >> 48) + (uint32_t)(number >> 32 & 0xffff) +
-                          (uint32_t)(number >> 16 & 0xffff) + (uint32_t)(number & 0xffff);
-    uint8_t *ip = out + COVEN_ETH_BYTES, *udp = ip + 20;
-    uint16_t sum;
+    uint32_t source_sum = (source >> 16) + (source & 0xffff), udp_bytes = bytes - COVEN_ETH_BYTES - 20;
+    uint8_t *ip = self->template + COVEN_ETH_BYTES, *udp = ip + 20;
 
-    memcpy(out, self->template, TEMPLATE_BYTES);
-    if (bytes > TEMPLATE_BYTES)
-        memset(out + TEMPLATE_BYTES, 0, bytes - TEMPLATE_BYTES);
-    coven_store_be32(out + NUMBER_AT, (uint32_t)(number >> 32));
-    coven_store_be32(out + NUMBER_AT + 4, (uint32_t)number);
+    self->bytes = bytes;
+    self->source = source;
     coven_store_be16(ip + 2, bytes - COVEN_ETH_BYTES);
     coven_store_be32(ip + 12, source);
     coven_store_be16(ip + 10, checksum(self->ip_sum + bytes - COVEN_ETH_BYTES + source_sum));
-    coven_store_be16(udp, source_port);
     coven_store_be16(udp + 4, udp_bytes);
     /* the length counts twice: in the header and in the pseudo header (RFC 768) */
-    sum = checksum(self->udp_sum + 2 * udp_bytes + source_sum + source_port + number_sum);
-    coven_store_be16(udp + 6, sum ? sum : 0xffff);
+    self->template_sum = self->udp_sum + 2 * udp_bytes + source_sum;
+}
+
+/* The generator must not cost more than what is measured with it: little is written for each packet by itself. */
+static inline void write_packet(const struct gen *self, uint32_t source_port, uint64_t number, uint8_t *out)
+{
+    uint32_t number_sum = (uint32_t)(number >> 48) + (uint32_t)(number >> 32 & 0xffff) +
+                          (uint32_t)(number >> 16 & 0xffff) + (uint32_t)(number & 0xffff);
+    uint16_t sum = checksum(self->template_sum + source_port + number_sum);
+    uint16_t port_be = htobe16((uint16_t)source_port), sum_be = htobe16(sum ? sum : 0xffff);
+    uint64_t number_be = htobe64(number);
+
+    memcpy(out, self->template, TEMPLATE_BYTES);
+    if (self->bytes > TEMPLATE_BYTES)
+        memset(out + TEMPLATE_BYTES, 0, self->bytes - TEMPLATE_BYTES);
+    memcpy(out + SOURCE_PORT_AT, &port_be, sizeof(port_be));
+    memcpy(out + CHECKSUM_AT, &sum_be, sizeof(sum_be));
+    memcpy(out + NUMBER_AT, &number_be, sizeof(number_be));
 }
 
 static void rx_burst(struct coven_port *port, struct coven_rx *rx)
 {
-    const struct gen *self = port->state;
+    struct gen *self = port->state;
     const struct coven_plan_port *plan = port->plan;
-    uint64_t n = made(port), end;
-    uint32_t flows = plan->gen_flows > 1 ? plan->gen_flows : 1, flow = flows > 1 ? (uint32_t)(n % flows) : 0;
-    uint32_t first_flow = plan->gen_first_flow, room = coven_rx_room(rx);
-    uint64_t first = plan->gen_first_packet;
+    uint32_t flows = plan->gen_flows > 1 ? plan->gen_flows : 1, room = coven_rx_room(rx);
+    uint64_t n = made(port), end, total = 0;
+    uint32_t flow = flows > 1 ? (uint32_t)(n % flows) : 0, frames = 0;
 
     coven_rx_begin(rx, port->position);
     end = n < plan->gen_packets ? allowed(port) : n;
-    while (n < end && rx->frames < rx->n_handles) {
+    for (; n < end && frames < rx->n_handles; n++, frames++) {
         uint32_t bytes = plan->gen_bytes ? plan->gen_bytes : imix[n % 12];
+        uint32_t number = plan->gen_first_flow + flow, source = SOURCE + number / FLOW_PORTS;
 
-        rx->frames++;
-        rx->bytes += bytes;
-        if (bytes > room || room < TEMPLATE_BYTES)
-            coven_rx_drop(rx, COVEN_DROP_OVERSIZE, 1);
-        else
-            write_packet(self, first_flow + flow, n + first, bytes, coven_rx_take(rx, bytes, rx->now_ns));
-        n++;
+        total += bytes;
         flow = flow + 1 < flows ? flow + 1 : 0;
+        if (bytes > room || room < TEMPLATE_BYTES) {
+            coven_rx_drop(rx, COVEN_DROP_OVERSIZE, 1);
+            continue;
+        }
+        if (bytes != self->bytes || source != self->source)
+            fill_template(self, bytes, source);
+        write_packet(self, FIRST_PORT + number % FLOW_PORTS, n + plan->gen_first_packet,
+                     coven_rx_take(rx, bytes, rx->now_ns));
     }
+    rx->frames = frames;
+    rx->bytes = total;
     rx->position[0] = n;
     rx->position[1] = self->identity;
 }
