@@ -27,6 +27,11 @@ BARE: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "block": ("bare_afpacket", "v2", "block"),
         "spin": ("bare_afpacket", "v2", "spin"),
     },
+    "afxdp": {
+        "cheap": ("bare_afxdp", "nap"),
+        "block": ("bare_afxdp", "block"),
+        "spin": ("bare_afxdp", "spin"),
+    },
 }
 
 

@@ -12,7 +12,7 @@ from coven.cli.package import upload
 from coven.cli.show import line
 from coven.errors import CovenError
 
-TOOLS = ("auto", "afpacket", "tap", "pcap", "gen")
+TOOLS = ("auto", "afpacket", "afxdp", "tap", "pcap", "gen")
 PROFILES = ("balanced", "low-latency", "power-save")
 BARE = ("pcap", "gen")  # need no interface, so their name alone will do; auto:gen is the interface `gen`
 

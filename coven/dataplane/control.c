@@ -80,14 +80,16 @@ static int take_port(struct coven_worker *worker, struct request *request, char 
     struct coven_port_link *link;
     uint32_t index = request->message.index;
 
-    if (index >= COVEN_MAX_PORTS || request->n_fds > 2 || worker->port[index].attached ||
+    if (index >= COVEN_MAX_PORTS || request->n_fds > COVEN_PORT_QUEUES || worker->port[index].attached ||
         (worker->ready && index >= worker->plan->n_ports))
         return -EINVAL;
     link = &worker->port[index];
     link->given = true;
     if (request->n_fds > 0) {
         link->port.rx_fd = request->fds[0];
-        link->port.tx_fd = request->n_fds == 2 ? request->fds[1] : request->fds[0];
+        link->port.tx_fd = request->n_fds > 1 ? request->fds[1] : request->fds[0];
+        link->port.n_queues = (uint16_t)request->n_fds;
+        memcpy(link->port.queue_fd, request->fds, request->n_fds * sizeof(request->fds[0]));
         request->n_fds = 0; /* kept */
     }
     return worker->ready ? coven_worker_open_port(worker, (uint16_t)index, why, why_bytes) : 0;

@@ -11,7 +11,7 @@
 #define COVEN_CONTROL_FD 3
 #define COVEN_CONTROL_REPLY 0x80000000
 #define COVEN_CONTROL_PAYLOAD 65472 /* with the 64 bytes before it, a datagram of 64 KiB */
-#define COVEN_CONTROL_FDS 4
+#define COVEN_CONTROL_FDS 8
 
 enum coven_control_op {
     COVEN_CONTROL_SEGMENT = 1,
@@ -54,7 +54,8 @@ enum coven_owner_kind {
     COVEN_OWNER_FUSED = 2,      /* held back by a fused component */
     COVEN_OWNER_REPLICA = 3,    /* in the rings or the hands of an isolated replica */
     COVEN_OWNER_QUARANTINE = 4, /* packet taken away and counted as dropped, buffer still within a component's reach */
-    COVEN_OWNER_KINDS = 5,
+    COVEN_OWNER_NIC = 5,        /* lent to a NIC: to receive into, or sent and not given back; no packet of ours */
+    COVEN_OWNER_KINDS = 6,
 };
 
 struct coven_snapshot {

@@ -78,13 +78,17 @@ static void book(struct coven_worker *worker, uint16_t port, const uint32_t *han
     const struct coven_meta *metas = b->meta;
     uint64_t pkts = 0, bytes = 0, path_pkts = 0, path_bytes = 0;
     uint32_t path = COVEN_MAX_PATHS;
+    uint64_t sent = coven_owner(COVEN_OWNER_NIC, port, 0, 0); /* until the kernel gives it back */
 
     /* each packet may be of another path and fail for another reason */
-    coven_book_room(b, n, 2u + 3u * n, 3);
-    coven_book_own_all(b, handles, n, 0);
+    coven_book_room(b, n + COVEN_LENDING_OWNERS, 2u + 3u * n, 3 + COVEN_LENDING_WORDS);
+    if (!p->ops->lending)
+        coven_book_own_all(b, handles, n, 0);
     for (uint16_t i = 0; i < n; i++) {
         const struct coven_meta *meta = &metas[handles[i]];
 
+        if (p->ops->lending)
+            coven_book_own(b, handles[i], results[i] == COVEN_TX_SENT ? sent : 0);
         if (results[i] != COVEN_TX_SENT) {
             coven_book_count(b, COVEN_CELL_DROP(COVEN_SCOPE_PORT(port), results[i] % COVEN_MAX_REASONS), 1);
             continue;
@@ -106,7 +110,11 @@ static void book(struct coven_worker *worker, uint16_t port, const uint32_t *han
     coven_book_word(b, &p->position->tx[0], position[0]);
     coven_book_word(b, &p->position->tx[1], position[1]);
     coven_book_word(b, &b->ledger->tx.n, 0);
+    if (p->ops->lending)
+        coven_lending_collect(worker, port); /* after the owners above: what was sent just now may be back */
     coven_book_commit(b);
+    if (p->ops->lending)
+        p->ops->lending->show(p);
 }
 
 static uint32_t latency_bucket(uint64_t ns)

@@ -2,6 +2,8 @@
 /* Packets come in: one burst of a port is received into free buffers, booked in one intent together with the port's
  * new position, and walked through the graph. A worker killed before the booking has received nothing: its
  * successor reads the same packets again. */
+#include <string.h>
+
 #include "fault.h"
 #include "worker.h"
 
@@ -59,8 +61,15 @@ static void book(struct coven_worker *worker, uint16_t port, const struct coven_
     coven_book_own_all(b, rx->handles, rx->n, coven_owner(COVEN_OWNER_WORKER, 0, 0, 0));
     coven_book_word(b, &p->position->rx[0], rx->position[0]);
     coven_book_word(b, &p->position->rx[1], rx->position[1]);
-    /* before the commit: that puts buffers on top which became free meanwhile */
-    coven_book_take_free(b, rx->n);
+    if (p->ops->lending) {
+        for (uint16_t i = 0; i < rx->n_returned; i++)
+            coven_book_own(b, rx->returned[i], 0);
+        coven_book_word(b, &p->queue[rx->queue].rx, rx->queue_rx);
+        coven_lending_collect(worker, port);
+    } else {
+        /* before the commit: that puts buffers on top which became free meanwhile */
+        coven_book_take_free(b, rx->n);
+    }
     coven_book_commit(b);
 }
 
@@ -163,9 +172,9 @@ uint32_t coven_ingress_burst(struct coven_worker *worker, uint16_t port)
     uint16_t room = coven_ingress_room(worker, port);
 
     /* commits what is open if it must, so nothing becomes free between the peek and the booking */
-    coven_book_room(&worker->book, COVEN_BURST, 4 + COVEN_RX_DROPS + 4, 2);
-    rx->handles = handles;
-    rx->n_handles = coven_book_peek_free(&worker->book, handles, room);
+    coven_book_room(&worker->book, COVEN_BURST + COVEN_LENDING_OWNERS, 4 + COVEN_RX_DROPS + 4, 3 + COVEN_LENDING_WORDS);
+    rx->handles = p->ops->lending ? rx->brought : handles;
+    rx->n_handles = p->ops->lending ? room : coven_book_peek_free(&worker->book, handles, room);
     if (rx->n_handles == 0)
         return 0; /* the packets wait where they are until there is room */
     rx->now_ns = worker->wall_ns;
@@ -178,12 +187,17 @@ uint32_t coven_ingress_burst(struct coven_worker *worker, uint16_t port)
     rx->position[1] = p->position->rx[1];
     p->ops->rx_burst(p, rx);
     if (rx->n == 0 && rx->frames == 0 && rx->n_drops == 0 && rx->position[0] == p->position->rx[0] &&
-        rx->position[1] == p->position->rx[1])
+        rx->position[1] == p->position->rx[1]) {
+        if (p->ops->lending)
+            coven_lending_turn(worker, port);
         return 0;
+    }
     COVEN_FAULT("worker-after-rx");
     fill_meta(worker, port, rx);
     book(worker, port, rx);
     p->ops->rx_release(p);
+    if (p->ops->lending)
+        memcpy(handles, rx->brought, sizeof(handles[0]) * rx->n);
     enter(worker, port, handles, rx->n);
     return rx->n + 1u;
 }

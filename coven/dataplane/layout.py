@@ -31,10 +31,10 @@ PROFILES = {
 }
 TOOLS = {
     "afpacket": lib.COVEN_PORT_AFPACKET,
+    "afxdp": lib.COVEN_PORT_AFXDP,
     "pcap": lib.COVEN_PORT_PCAP,
     "tap": lib.COVEN_PORT_TAP,
     "gen": lib.COVEN_PORT_GEN,
-    "afxdp": lib.COVEN_PORT_AFXDP,
 }
 ENDLESS = 2**64 - 1  # gen: packets that never end
 

@@ -115,6 +115,7 @@ struct coven_ledger {
     uint64_t flow_offset;  /* struct coven_flow_table; 0: no component keeps flow state */
     uint8_t reserved[24];
     struct coven_port_position port[COVEN_MAX_PORTS];
+    struct coven_port_queue queue[COVEN_MAX_PORTS][COVEN_PORT_QUEUES];
     struct coven_ledger_replica replica[COVEN_MAX_REPLICAS];
     struct coven_tx_record tx;
     struct coven_breadcrumb breadcrumb;

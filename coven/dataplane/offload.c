@@ -75,6 +75,21 @@ static uint32_t crc32c(const uint8_t *data, uint32_t length)
     return ~crc;
 }
 
+void coven_csum_complete(uint8_t *data, uint32_t end, uint32_t start, uint32_t offset, bool is_crc)
+{
+    uint8_t *field = data + start + offset;
+    uint32_t crc;
+
+    if (!is_crc) {
+        store_csum(field, coven_csum_add(0, data + start, end - start));
+        return;
+    }
+    memset(field, 0, 4);
+    crc = crc32c(data + start, end - start);
+    for (int n = 0; n < 4; n++)
+        field[n] = (uint8_t)(crc >> (8 * n));
+}
+
 /* ---- planning ---- */
 
 void coven_frame_set_vnet(struct coven_frame *frame, const uint8_t *vnet)
@@ -263,21 +278,10 @@ static void write_single(const struct coven_frame *frame, const struct coven_spl
 {
     uint32_t moved = copy_tagged(frame, frame->length, out);
     uint32_t length = frame->length + moved, start = frame->csum_start + moved;
-    uint8_t *field;
 
     if (!needs_csum(frame))
         return;
-    field = out + start + frame->csum_offset;
-    if (split->protocol == COVEN_PROTO_SCTP) {
-        uint32_t crc;
-
-        memset(field, 0, 4);
-        crc = crc32c(out + start, length - start);
-        for (int n = 0; n < 4; n++)
-            field[n] = (uint8_t)(crc >> (8 * n));
-        return;
-    }
-    store_csum(field, coven_csum_add(0, out + start, length - start)); /* the field holds the pseudo-header's sum */
+    coven_csum_complete(out, length, start, frame->csum_offset, split->protocol == COVEN_PROTO_SCTP);
 }
 
 void coven_split_write(const struct coven_frame *frame, const struct coven_split *split, uint32_t i, uint8_t *out)

@@ -62,4 +62,8 @@ void coven_split_write(const struct coven_frame *frame, const struct coven_split
 uint64_t coven_csum_add(uint64_t sum, const uint8_t *data, uint32_t length);
 uint16_t coven_csum_fold(uint64_t sum);
 
+/* Complete the checksum of the bytes from `start` to `end`, whose field, `offset` behind the start, holds the sum of the
+ * pseudo-header; or the CRC of SCTP, which has none. */
+void coven_csum_complete(uint8_t *data, uint32_t end, uint32_t start, uint32_t offset, bool is_crc);
+
 #endif

@@ -12,6 +12,8 @@ const struct coven_port_ops *coven_port_ops_of(uint32_t tool)
         return &coven_port_tap;
     case COVEN_PORT_GEN:
         return &coven_port_gen;
+    case COVEN_PORT_AFXDP:
+        return &coven_port_afxdp;
     }
     return NULL;
 }

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* NIC tools: what the worker asks of a port. One struct of functions for each tool (afpacket, pcap, tap, gen).
+/* NIC tools: what the worker asks of a port. One struct of functions for each tool (afpacket, pcap, tap, gen, afxdp).
  *
  * A port never touches owners, free list or counters: it fills buffers it is given and tells what it did;
  * the worker books that in one intent and then calls rx_release. Where a port has read up to lies in
- * `position`, in the ledger, and survives the worker. */
+ * `position`, in the ledger, and survives the worker.
+ *
+ * A tool with `lending` has its buffers from the kernel: the worker lends it free ones, a received packet is in one
+ * of those (rx.brought), and a buffer that was sent stays with the kernel until it is reaped (lending.c). */
 #ifndef COVEN_PORT_H
 #define COVEN_PORT_H
 
@@ -15,6 +18,7 @@
 
 #define COVEN_TX_SENT 0xffu /* result of tx_burst: sent; any other value is a drop reason */
 #define COVEN_RX_DROPS 8u
+#define COVEN_PORT_QUEUES 8u
 
 /* Persistent place of a port in its input and output. Meaning is the tool's own (frame index and segment
  * within a super-frame; file offset). Each tool keeps the identity of the descriptor in it, so a place that
@@ -22,6 +26,13 @@
 struct coven_port_position {
     uint64_t rx[2];
     uint64_t tx[2];
+};
+
+/* Places in the rings of one queue, as they are booked; they run freely over 32 bits. What is sent by a port all goes
+ * by its first queue, and that place is in position.tx. */
+struct coven_port_queue {
+    uint64_t rx, completion; /* entries taken */
+    uint64_t fill;           /* entries given */
 };
 
 /* One receive burst. The worker sets the first group, the port the second. */
@@ -47,6 +58,13 @@ struct coven_rx {
     } drops[COVEN_RX_DROPS]; /* frames (or created segments) that did not get into a buffer */
     uint16_t n_drops;
     uint64_t position[2]; /* port->position->rx once this burst is booked */
+
+    /* set by ports that lend: */
+    uint32_t brought[COVEN_BURST];  /* `handles` points here: the buffers that packets came in */
+    uint32_t returned[COVEN_BURST]; /* buffers of frames that were dropped */
+    uint16_t n_returned;
+    uint16_t queue;    /* that the burst came from */
+    uint64_t queue_rx; /* port->queue[queue].rx once this burst is booked */
 };
 
 struct coven_tx_packet {
@@ -63,6 +81,32 @@ struct coven_port {
     int rx_fd, tx_fd;                     /* -1: none */
     uint16_t index;
     void *state; /* the tool's own, heap of the worker */
+    /* for tools that lend: */
+    int queue_fd[COVEN_PORT_QUEUES]; /* one socket for each queue; the first one is also rx_fd */
+    uint16_t n_queues;
+    struct coven_port_queue *queue; /* in the ledger; written by the worker and by `begin` only */
+    uint8_t *pool_data;             /* buffer h begins at pool_data + h * buffer_bytes */
+    uint32_t buffer_bytes, n_buffers;
+    uint32_t share;  /* buffers that one queue may have for receiving */
+    bool is_renewed; /* set by attach: what the ledger says is of an earlier opening of the port */
+};
+
+/* What a tool does that lends buffers to the kernel. Nothing here blocks. */
+struct coven_lending {
+    /* After attach, with buffers of an earlier opening taken back: agree with the ledger on all places. */
+    void (*begin)(struct coven_port *port);
+    /* Buffers that the kernel should get now, and for which queue. */
+    uint32_t (*wants)(struct coven_port *port, uint16_t *queue);
+    /* Place buffers from port->queue[queue].fill on; the kernel sees them by `show` once that is booked to have moved. */
+    void (*place)(struct coven_port *port, uint16_t queue, const uint32_t *handles, uint16_t n);
+    /* Sent buffers that the kernel is done with; *position becomes port->queue[*queue].completion. */
+    uint16_t (*reap)(struct coven_port *port, uint32_t *handles, uint16_t max, uint16_t *queue, uint64_t *position);
+    /* All places are booked: show them to the kernel. */
+    void (*show)(struct coven_port *port);
+    /* What was sent before a worker died is booked, be it as uncertain: port->position->tx is where the ring is. */
+    void (*settle_tx)(struct coven_port *port);
+    /* Have the kernel look at what it left unsent. True: something is still with it. */
+    bool (*kick)(struct coven_port *port);
 };
 
 struct coven_port_ops {
@@ -88,6 +132,7 @@ struct coven_port_ops {
     uint64_t (*rx_missed)(struct coven_port *port);
     /* True when the port will never receive again (pcap at its end, gen that made all). */
     bool (*rx_done)(struct coven_port *port);
+    const struct coven_lending *lending; /* NULL: received packets are copied into buffers of the pool */
 };
 
 /* NULL for a tool this build does not have. */
@@ -97,5 +142,6 @@ extern const struct coven_port_ops coven_port_afpacket;
 extern const struct coven_port_ops coven_port_pcap;
 extern const struct coven_port_ops coven_port_tap;
 extern const struct coven_port_ops coven_port_gen;
+extern const struct coven_port_ops coven_port_afxdp;
 
 #endif

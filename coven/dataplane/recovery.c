@@ -18,6 +18,18 @@ static bool is_workers(const struct coven_worker *worker, uint32_t handle)
            worker->track[handle].holder == 0;
 }
 
+/* Whether it was sent nobody knows; a port that lends has the buffer until the kernel gives it back. */
+static void drop_uncertain(struct coven_worker *worker, uint16_t port, uint32_t handle)
+{
+    const struct coven_port_link *link = &worker->port[port];
+    bool is_lent = link->attached && link->port.ops->lending && !link->port.is_renewed;
+
+    coven_book_room(&worker->book, 1, 1, 0);
+    coven_book_count(&worker->book, COVEN_CELL_DROP(COVEN_SCOPE_PORT(port), COVEN_DROP_TX_UNCERTAIN), 1);
+    coven_book_own(&worker->book, handle, is_lent ? coven_owner(COVEN_OWNER_NIC, port, 0, 0) : 0);
+    worker->recovery.tx_uncertain++;
+}
+
 /* Packets that were being handed to the kernel: outside or not, only the port can tell. */
 static void recover_tx(struct coven_worker *worker)
 {
@@ -37,10 +49,11 @@ static void recover_tx(struct coven_worker *worker)
                 drop(worker, record->handle[i], COVEN_SCOPE_WORKER, COVEN_DROP_WORKER_CRASH,
                      &worker->recovery.worker_crash);
             else
-                drop(worker, record->handle[i], COVEN_SCOPE_PORT(record->port), COVEN_DROP_TX_UNCERTAIN,
-                     &worker->recovery.tx_uncertain);
+                drop_uncertain(worker, (uint16_t)record->port, record->handle[i]);
         }
         coven_book_commit(&worker->book);
+        if (!undone && link->attached && link->port.ops->lending)
+            link->port.ops->lending->settle_tx(&link->port);
     }
     record->n = 0;
 }
@@ -81,6 +94,7 @@ static void recover_owners(struct coven_worker *worker)
             found->held++;
             break;
         case COVEN_OWNER_QUARANTINE:
+        case COVEN_OWNER_NIC:
             break;
         case COVEN_OWNER_FUSED:
             if (number + 1 == found->component)

@@ -44,7 +44,7 @@ static void count_owners(const struct coven_worker *worker, struct coven_snapsho
         uint32_t kind = coven_owner_kind(owner), number = coven_owner_number(owner);
 
         s->held_by_kind[kind & 7]++;
-        if (kind != COVEN_OWNER_FREE && kind != COVEN_OWNER_QUARANTINE)
+        if (kind != COVEN_OWNER_FREE && kind != COVEN_OWNER_QUARANTINE && kind != COVEN_OWNER_NIC)
             s->held++;
         if (kind == COVEN_OWNER_FUSED && number < COVEN_MAX_COMPONENTS)
             s->held_by_component[number]++;

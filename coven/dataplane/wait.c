@@ -136,18 +136,18 @@ static uint64_t collect_fds(struct coven_worker *worker, struct sleeper *s)
 {
     uint64_t due = next_timer(worker);
     /* without free buffers nothing can be received: wait until a component gives one back */
-    bool can_receive = worker->receiving && !worker->halted && worker->book.ledger->n_free > 0;
+    bool has_room = worker->book.ledger->n_free > 0;
 
     s->n = 0;
     s->n_ports = 0;
     s->port_due_ns = UINT64_MAX;
     add_fd(s, worker->control_fd); /* -1 is ignored by poll */
-    for (uint16_t p = 0; p < worker->plan->n_ports && can_receive; p++) {
+    for (uint16_t p = 0; p < worker->plan->n_ports && worker->receiving && !worker->halted; p++) {
         struct coven_port_link *link = &worker->port[p];
         uint64_t port_due = UINT64_MAX;
         int fd;
 
-        if (!link->attached || coven_ingress_room(worker, p) == 0)
+        if (!link->attached || coven_ingress_room(worker, p) == 0 || (!has_room && !link->port.ops->lending))
             continue;
         fd = link->port.ops->wait(&link->port, &port_due);
         s->port_due_ns = earlier(s->port_due_ns, port_due);

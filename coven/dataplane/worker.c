@@ -25,9 +25,14 @@ int coven_worker_run(struct coven_worker *worker)
         coven_wait_clock(worker);
 
         /* rx -> graph -> fused components, rings, tx queues */
-        for (uint16_t p = 0; worker->receiving && !worker->halted && p < worker->plan->n_ports; p++)
-            if (worker->port[p].attached)
+        for (uint16_t p = 0; p < worker->plan->n_ports; p++) {
+            if (!worker->port[p].attached)
+                continue;
+            if (worker->receiving && !worker->halted)
                 done += coven_ingress_burst(worker, p);
+            else if (worker->port[p].port.ops->lending)
+                coven_lending_turn(worker, p);
+        }
 
         /* isolated components give packets back -> graph */
         for (uint32_t r = 0; worker->running && r < worker->plan->n_replicas; r++)
@@ -235,10 +240,13 @@ int coven_worker_open_port(struct coven_worker *worker, uint16_t port, char *why
         snprintf(why, why_bytes, "port %.31s: this build has no NIC tool %u", plan->name, plan->tool);
         return -ENOTSUP;
     }
+    coven_lending_prepare(worker, port);
     error = link->port.ops->attach(&link->port, reason, sizeof(reason));
     if (error)
         snprintf(why, why_bytes, "port %.31s: %s", plan->name, reason[0] ? reason : strerror(-error));
     link->attached = error == 0;
+    if (link->attached)
+        coven_lending_adopt(worker, port);
     coven_ingress_prepare(worker, port);
     return error;
 }

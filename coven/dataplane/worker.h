@@ -7,6 +7,7 @@
  *   fused.c     components called inside the worker
  *   replica.c   components in processes of their own, behind two rings; replica_life.c: attach and sweep
  *   egress.c    tx bursts of the ports
+ *   lending.c   buffers that are with a NIC
  *   removal.c   flows that end: told to every component that may keep state of them
  *   recovery.c  what a killed worker left behind
  *   control.c   the supervisor's messages; snapshot.c: all counters and owners at one moment
@@ -222,6 +223,18 @@ void coven_ingress_prepare(struct coven_worker *worker, uint16_t port);
 void coven_egress_put(struct coven_worker *worker, uint32_t port, const uint32_t *handles, uint16_t n);
 /* Send what is queued at a port and book the outcome. Returns how many packets. */
 uint32_t coven_egress_flush(struct coven_worker *worker, uint16_t port);
+
+/* ---- lending.c ---- */
+#define COVEN_LENDING_OWNERS (2u * COVEN_BURST) /* that coven_lending_collect() may book, */
+#define COVEN_LENDING_WORDS 2u                  /* and words */
+/* Collect in the open intent: sent buffers that came back, and free ones to be lent. Then commit, then `show`. */
+void coven_lending_collect(struct coven_worker *worker, uint16_t port);
+/* The same when nothing was received or sent, and have the kernel go on sending. */
+void coven_lending_turn(struct coven_worker *worker, uint16_t port);
+/* Tell a port where the pool is, before it is attached. */
+void coven_lending_prepare(struct coven_worker *worker, uint16_t port);
+/* A port is attached: agree on who has which buffer. */
+void coven_lending_adopt(struct coven_worker *worker, uint16_t port);
 
 /* ---- graph.c ---- */
 /* Put packets where `next` points, at most COVEN_BURST; `scope` is who chose it (for no-output). Follow with

@@ -14,7 +14,7 @@ from coven.suggest import near_miss
 # What the kernel allows, but for `%`, where it would put a number of its own choice, and bytes beyond ASCII.
 INTERFACE_PATTERN = r"^[!-$&-.0-9;-~]{1,15}$"
 AUTO = "auto"  # the best tool there is for an interface
-INTERFACE_TOOLS = ("afpacket", "tap")
+INTERFACE_TOOLS = ("afpacket", "afxdp", "tap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,11 @@ def _within(low: int, high: int) -> Callable[[object], bool]:
 # Options of each tool: default, test, what it must be.
 OPTIONS: dict[str, dict[str, tuple[Any, Callable[[object], bool], str]]] = {
     "afpacket": {},
+    "afxdp": {
+        "queues": (0, _within(0, 8), "0 (as many as the interface has) to 8"),
+        "zero_copy": ("auto", lambda value: value in ("auto", "yes", "no"), "auto, yes or no"),
+        "busy_poll": (False, _is_flag, "true or false"),
+    },
     "tap": {},
     "pcap": {
         "in": (None, _is_file, "an absolute path or null"),

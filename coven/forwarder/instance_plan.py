@@ -15,7 +15,7 @@ from coven.model import FlowState, Hold, Isolation, Limits, Metric, OnFailure, O
 
 PLAN_VERSION = 1
 HEADROOM = 256  # bytes before a received packet, as the kernel leaves for AF_XDP
-PORT_TOOLS = ("afpacket", "pcap", "tap", "gen")
+PORT_TOOLS = ("afpacket", "afxdp", "pcap", "tap", "gen")
 PROFILES = ("balanced", "low-latency", "power-save")  # numbers of enum coven_profile
 MAX_CORE = 4095
 

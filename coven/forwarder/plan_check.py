@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from coven import limits, priority
 from coven.errors import CovenError, Where
-from coven.forwarder.bindings import INTERFACE_PATTERN, normalise
+from coven.forwarder.bindings import INTERFACE_PATTERN, INTERFACE_TOOLS, normalise
 from coven.forwarder.instance_plan import (
     KEYS,
     MAX_CORE,
@@ -223,7 +223,7 @@ def _check_port(plan: InstancePlan, port: PortPlan, part: str) -> None:
     _match(limits.NAME_PATTERN, port.name, f"{part}.name")
     if port.tool not in PORT_TOOLS:
         refuse(f"{part}.tool", f"must be one of {', '.join(PORT_TOOLS)}")
-    if (port.interface is not None) != (port.tool in ("afpacket", "tap")):
+    if (port.interface is not None) != (port.tool in INTERFACE_TOOLS):
         refuse(f"{part}.interface", f"does not go with tool {port.tool}")
     if port.interface is not None:
         _match(INTERFACE_PATTERN, port.interface, f"{part}.interface")

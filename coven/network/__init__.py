@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from coven.errors import CovenError, Where
+from coven.network.afxdp import AfxdpTool
 from coven.network.opened import OpenedPort, adopt
 from coven.network.tools import AfpacketTool, GenTool, NicTool, PcapTool, TapTool
 from coven.network.watcher import LinkEvent, LinkWatcher
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 TOOLS: Mapping[str, NicTool] = {
-    tool.name: tool for tool in (AfpacketTool(), PcapTool(), TapTool(), GenTool())
+    tool.name: tool for tool in (AfpacketTool(), AfxdpTool(), PcapTool(), TapTool(), GenTool())
 }
 
 

@@ -29,11 +29,14 @@ class Interface:
     kind: str | None  # "veth", "bridge", "tun", ...; None for hardware
     addresses: tuple[str, ...]  # global ones
     routes: tuple[str, ...]  # of the main table that leave by it
+    xdp_program: int | None = None  # id of the one that is attached
 
 
 def list_interfaces() -> dict[str, Interface]:
     """Give all interfaces of this network namespace by name."""
-    from pyroute2 import IPRoute  # late: costs a tenth of a second, and files need no netlink
+    from pyroute2 import (
+        IPRoute,  # late: costs a tenth of a second, and files need no netlink
+    )
 
     with IPRoute() as netlink:
         links = [message for message in netlink.get_links()]
@@ -70,7 +73,19 @@ def _interface(
         kind=info.get_attr("IFLA_INFO_KIND") if info else None,
         addresses=tuple(addresses.get(index, ())),
         routes=tuple(routes.get(index, ())),
+        xdp_program=_xdp_program(link),
     )
+
+
+def _xdp_program(link: Any) -> int | None:
+    found = link.get_attr("IFLA_XDP")
+    if found is None:
+        return None
+    for name in ("IFLA_XDP_PROG_ID", "IFLA_XDP_DRV_PROG_ID", "IFLA_XDP_SKB_PROG_ID", "IFLA_XDP_HW_PROG_ID"):
+        number = found.get_attr(name)
+        if number:
+            return int(number)
+    return None
 
 
 def check_interface(

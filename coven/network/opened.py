@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coven.network import ethtool
 from coven.network.captures import Output, begin_output, discard_output
 from coven.network.shield import lower_shield
 
@@ -22,9 +23,12 @@ FLAG_NANOSECOND = 2  # COVEN_PORT_NANOSECOND of abi.h
 class OpenedPort:
     """A port that is open. Belongs to the supervisor; closing twice is harmless.
 
-    fds: (rx, tx) for each worker, both always there: what a direction does not have is an open /dev/null.
+    fds: what each worker is given. (rx, tx), both always there: what a direction does not have is an open /dev/null;
+    for afxdp one socket for each queue.
+    held: what has to stay open beside them, and which no worker is given.
     plan_fields: values of `struct coven_plan_port` that are known only now.
     settings: files under /proc/sys and what they held before, written back by `close`.
+    ethtool: what it told before, the same.
     index: of the interface; another of the same name has another one. None for ports on files.
     shield: index of the interface whose host was shut out, and how (shield.py); None when it was not.
     output: the capture file that is written, and what was there before; begun: whether that is replaced by now.
@@ -41,6 +45,8 @@ class OpenedPort:
     index: int | None = None
     output: Output | None = None
     begun: bool = False
+    held: tuple[int, ...] = ()
+    ethtool: dict[str, list[int]] = field(default_factory=dict)
 
     def of_workers(self, workers: int) -> list[tuple[int, ...]]:
         """Give the descriptors of each worker."""
@@ -55,17 +61,19 @@ class OpenedPort:
 
     def close(self) -> None:
         """Close the descriptors and put the interface, or a file not begun, back as it was before `open`."""
-        for fd in self.fds:
+        for fd in (*self.held, *self.fds):
             with contextlib.suppress(OSError):
                 if fd >= 0:
                     os.close(fd)
-        self.fds = (-1, -1)
+        self.fds, self.held = (-1, -1), ()
         restore(self.settings)
+        if self.ethtool and self.interface is not None:
+            ethtool.restore(self.interface, self.ethtool)
         if self.shield:
             lower_shield(*self.shield)
         if self.output is not None and not self.begun:
             discard_output(self.output)
-        self.settings, self.shield, self.output = {}, None, None
+        self.settings, self.ethtool, self.shield, self.output = {}, {}, None, None
 
     def to_json(self) -> dict[str, Any]:
         """Give everything but the descriptors, for a successor's `adopt`."""
@@ -80,11 +88,16 @@ class OpenedPort:
             "index": self.index,
             "output": self.output.to_json() if self.output else None,
             "begun": self.begun,
+            "held": len(self.held),
+            "ethtool": self.ethtool,
         }
 
 
-def adopt(document: Mapping[str, Any], fds: Sequence[int]) -> OpenedPort:
-    """Rebuild a port that another process opened. fds: of all or the first worker, owned by the result from now on."""
+def adopt(document: Mapping[str, Any], fds: Sequence[int], held: Sequence[int] = ()) -> OpenedPort:
+    """Rebuild a port that another process opened.
+
+    fds: of all or the first worker; held: as it was. Owned by the result from now on.
+    """
     shield, output = document["shield"], document.get("output")
     return OpenedPort(
         name=str(document["name"]),
@@ -98,6 +111,8 @@ def adopt(document: Mapping[str, Any], fds: Sequence[int]) -> OpenedPort:
         index=document.get("index"),
         output=Output.from_json(output) if output else None,
         begun=bool(document.get("begun")),
+        held=tuple(held),
+        ethtool={str(key): [int(n) for n in value] for key, value in document.get("ethtool", {}).items()},
     )
 
 

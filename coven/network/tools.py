@@ -18,16 +18,20 @@ from coven.network.captures import Output, foresee_output, mark_opening, open_in
 from coven.network.interfaces import Interface, check_interface, list_interfaces, set_up
 from coven.network.opened import FLAG_NANOSECOND, OpenedPort, change, hold, restore
 from coven.network.shield import foresee_shield, raise_shield
+from coven.network.sockets import (
+    PACKET_ADD_MEMBERSHIP,
+    PACKET_MR_PROMISC,
+    SOL_PACKET,
+    interface_settings,
+)
 
 # enum coven_port_tool and COVEN_PORT_* of abi.h; a test compares them
 TOOL_AFPACKET, TOOL_PCAP, TOOL_TAP, TOOL_GEN = 1, 2, 3, 4
 FLAG_PACED, FLAG_LOOP, FLAG_SKIP_CUT = 1, 4, 8
 
 # linux/if_packet.h
-SOL_PACKET = 263
-PACKET_ADD_MEMBERSHIP, PACKET_RX_RING, PACKET_COPY_THRESH = 1, 5, 7
+PACKET_RX_RING, PACKET_COPY_THRESH = 5, 7
 PACKET_VERSION, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING = 10, 15, 23
-PACKET_MR_PROMISC = 1
 TPACKET_V2 = 1
 ETH_P_ALL = 3
 SO_RCVBUFFORCE, SO_SNDBUFFORCE = 33, 32
@@ -45,8 +49,6 @@ TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D0, 0x400454D8
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN, TUN_F_USO4, TUN_F_USO6 = 0x1, 0x2, 0x4, 0x8, 0x20, 0x40
 VNET_HEADER_BYTES = 10
-
-SYSCTL = "/proc/sys/net"
 
 
 class NicTool(Protocol):
@@ -90,7 +92,7 @@ class AfpacketTool:
         interface = str(port["interface"])
         try:
             index = socket.if_nametoindex(interface)
-            settings = hold(_settings_of(interface))
+            settings = hold(interface_settings(interface))
         except OSError:
             return None  # it is not there; open() has the words
         made = foresee_shield(index)
@@ -104,7 +106,7 @@ class AfpacketTool:
         settings: dict[str, str] = {}
         with contextlib.ExitStack() as undo:
             try:
-                settings = change(_settings_of(interface.name))
+                settings = change(interface_settings(interface.name))
                 undo.callback(restore, settings)
                 sockets: list[socket.socket] = []
                 workers = fanout.workers_of(port)
@@ -143,11 +145,6 @@ class AfpacketTool:
                 shield=(interface.index, shielded) if shielded else None,
                 index=interface.index,
             )
-
-
-def _settings_of(interface: str) -> dict[str, str]:
-    """Give the settings that an interface has while it is a port."""
-    return {f"{SYSCTL}/ipv6/conf/{interface}/disable_ipv6": "1"}
 
 
 def ring_geometry(mtu: int) -> tuple[int, int]:

@@ -38,7 +38,7 @@ class Instance:
         self._health = "ok"
         self._halting: list[str] = []  # told last
         workers = len(plan.worker.cores)
-        self.ports = PortSet(context, plan.instance, plan.ports, workers)
+        self.ports = PortSet(context, plan.instance, plan.ports, workers, plan.pool)
         self.lanes = [
             Lane(context, plan, index, layout=self.layout, ports=self.ports, changed=self.changed)
             for index in range(workers)

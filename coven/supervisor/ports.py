@@ -14,16 +14,22 @@ from coven.forwarder.shares import share_of
 from coven.supervisor.context import Context
 
 if TYPE_CHECKING:
-    from coven.forwarder.instance_plan import PortPlan
+    from coven.forwarder.instance_plan import PoolPlan, PortPlan
     from coven.network import LinkWatcher, OpenedPort
+    from coven.network.xdp import Pool
+
+POOL_DATA_OFFSET = 4096  # COVEN_POOL_DATA_OFFSET of abi.h; a test compares them
 
 
 class PortSet:
     """The ports of one instance by name, in the plan's order."""
 
-    def __init__(self, context: Context, instance: str, plans: tuple[PortPlan, ...], workers: int) -> None:
-        """Nothing is open yet. workers: that each port is opened for."""
+    def __init__(
+        self, context: Context, instance: str, plans: tuple[PortPlan, ...], workers: int, pool: PoolPlan
+    ) -> None:
+        """Nothing is open yet. workers: that each port is opened for; pool: of each of them."""
         self._context, self._instance, self._plans, self._workers = context, instance, plans, workers
+        self._geometry = pool
         self._opened: dict[str, dict[str, Any]] = {}  # OpenedPort.to_json() of open ones
         self.states = dict.fromkeys((plan.name for plan in plans), "closed")
         self._changing = {plan.name: asyncio.Lock() for plan in plans}  # a port is opened or closed, not both at once
@@ -31,6 +37,10 @@ class PortSet:
     def fds_name(self, port: str, worker: int) -> str:
         """Name of a worker's descriptors of a port in the keeper."""
         return f"{self._instance}/" + (f"w{worker}.port.{port}" if worker else f"port.{port}")
+
+    def _held_name(self, port: str) -> str:
+        """Name of what stays open beside them."""
+        return f"{self._instance}/held.{port}"
 
     async def open(self, plan: PortPlan) -> None:
         """Open one port. Raises CovenError `port.*`, `platform.no-privilege`; cancelled, it leaves nothing open."""
@@ -58,6 +68,7 @@ class PortSet:
             if intent is not None:
                 self._opened[plan.name] = intent.to_json()
                 self._context.save()
+            document["pool"] = self._pool()  # afxdp is for one worker, whose pool this is
             opened = await _to_the_end(partial(tool.open, document, taken=set(taken) - {plan.interface}))
         except BaseException:
             self._opened.pop(plan.name, None)
@@ -69,6 +80,8 @@ class PortSet:
             self._context.keeper.put(self.fds_name(plan.name, worker), [os.dup(fd) for fd in fds])
         for fd in opened.fds:
             os.close(fd)
+        if opened.held:
+            self._context.keeper.put(self._held_name(plan.name), opened.held)
         self.states[plan.name] = "up"
         self._context.emit("port-up", self._instance, f"port {plan.name}", note=opened.note)
 
@@ -78,6 +91,7 @@ class PortSet:
             document = self._opened.get(plan.name)
             for worker in range(self._workers):
                 self._context.keeper.drop(self.fds_name(plan.name, worker))
+            self._context.keeper.drop(self._held_name(plan.name))
             if document is not None:
                 from coven.network import adopt
 
@@ -184,6 +198,15 @@ class PortSet:
         owner = f"{self._instance} port {plan.name}"
         if plan.interface is not None and self._context.interfaces.get(plan.interface) == owner:
             del self._context.interfaces[plan.interface]
+
+    def _pool(self) -> Pool | None:
+        """Give the packet memory, for tools that let the kernel write there."""
+        from coven.network.xdp import Pool
+
+        fds = self._context.keeper.get(f"{self._instance}/pool")
+        if not fds:
+            return None
+        return Pool(fds[0], POOL_DATA_OFFSET, self._geometry.buffers, self._geometry.buffer_bytes)
 
     def _json(self, plan: PortPlan) -> dict[str, Any]:
         settings = self._context.settings

@@ -36,6 +36,7 @@ from coven.dataplane.layout import Layout, SegmentImage, drop_reasons, layout
 from coven.errors import CovenError
 from coven.network import tool_of
 from coven.network.opened import OpenedPort
+from coven.network.xdp import Pool
 from coven.processing.framework import Source, load
 from tests.lib import builds
 
@@ -126,6 +127,7 @@ class Snapshot:
     held: int
     free: int
     quarantine: int
+    nic: int  # lent to a NIC, or sent and not given back
     drops: dict[tuple[str, str], int]  # (scope, reason): packets; scope "component x", "port x" or "worker"
     cells: list[int]
     held_by_component: list[int]
@@ -159,7 +161,7 @@ class Snapshot:
 
     def __str__(self) -> str:
         return (f"rx {self.rx} created {self.created} tx {self.tx} consumed {self.consumed} dropped {self.dropped} "
-                f"{self.drops} held {self.held} free {self.free} quarantine {self.quarantine}")  # fmt: skip
+                f"{self.drops} held {self.held} free {self.free} quarantine {self.quarantine} nic {self.nic}")  # fmt: skip
 
 
 def _snapshot(plan: Mapping[str, Any], cells: list[int], kinds: list[int], held_by: list[int]) -> Snapshot:
@@ -185,6 +187,7 @@ def _snapshot(plan: Mapping[str, Any], cells: list[int], kinds: list[int], held_
         held=kinds[lib.COVEN_OWNER_WORKER] + kinds[lib.COVEN_OWNER_FUSED] + kinds[lib.COVEN_OWNER_REPLICA],
         free=kinds[lib.COVEN_OWNER_FREE],
         quarantine=kinds[lib.COVEN_OWNER_QUARANTINE],
+        nic=kinds[lib.COVEN_OWNER_NIC],
         drops=drops,
         cells=cells,
         held_by_component=held_by,
@@ -269,14 +272,14 @@ class Rig:
         self.bin_dir = bin_dir or builds.BIN
         self.env = {"PATH": os.defpath, **(env or {})}
         self.component_env = {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": "/tmp", **(component_env or {})}
-        self.ports: list[OpenedPort] = [tool_of(row).open(row) for row in plan["ports"]]
-        for port in self.ports:
-            port.begin()
         self.layout: Layout = layout(plan, seed=(0x0706050403020100, 0x0F0E0D0C0B0A0908))
         self.segments = {
             image.name: self._make(image)
             for image in (self.layout.pool, self.layout.ledger, self.layout.stats, *self.layout.states)
         }
+        self.ports: list[OpenedPort] = [self._open(row) for row in plan["ports"]]
+        for port in self.ports:
+            port.begin()
         self.segments["plan"] = self._plan_segment()
         self.components: dict[int, _Component] = {}
         self.worker: subprocess.Popen[bytes] | None = None
@@ -287,6 +290,16 @@ class Rig:
         self.withheld: set[int] = set()  # ports the worker is not given
 
     # ---- memory ----
+
+    def _open(self, row: Mapping[str, Any]) -> OpenedPort:
+        geometry = self.plan["pool"]
+        memory = Pool(self.segments["pool"].fd, lib.COVEN_POOL_DATA_OFFSET, geometry["buffers"], geometry["buffer_bytes"])
+        return tool_of(row).open({**row, "pool": memory})
+
+    def reopen(self, index: int) -> None:
+        """Close a port and open it anew, for the next worker."""
+        self.ports[index].close()
+        self.ports[index] = self._open(self.plan["ports"][index])
 
     @staticmethod
     def _make(image: SegmentImage) -> Segment:

@@ -15,6 +15,7 @@ import pytest
 
 from coven.errors import CODES, CovenError
 from coven.network import TOOLS, LinkEvent, LinkWatcher, OpenedPort, adopt, choose, tool_of
+from coven.network import afxdp as afxdp_module
 from coven.network import tools as tools_module
 from coven.network.interfaces import Interface, check_interface
 from tests.lib.net import Host, Network, unavailable
@@ -66,7 +67,7 @@ def test_an_interface_that_is_a_port_already() -> None:
 
 
 def test_tools() -> None:
-    assert set(TOOLS) == {"afpacket", "pcap", "tap", "gen"}
+    assert set(TOOLS) == {"afpacket", "afxdp", "pcap", "tap", "gen"}
     name, why = choose("auto", "eth1")
     assert name == "afpacket" and "eth1" in why
     with pytest.raises(CovenError, match="afpacket") as caught:
@@ -77,7 +78,7 @@ def test_tools() -> None:
 def test_numbers_agree_with_the_header() -> None:
     header = (DATAPLANE / "include" / "coven" / "abi.h").read_text()
     numbers = dict(re.findall(r"COVEN_PORT_([A-Z_]+)(?: =)? (\d+)u?", header))
-    for name, value in vars(tools_module).items():
+    for name, value in (vars(tools_module) | vars(afxdp_module)).items():
         if name.startswith(("TOOL_", "FLAG_")):
             assert int(numbers[name.split("_", 1)[1]]) == value
 

@@ -66,7 +66,7 @@ class Bench:
         self.context = Context(settings, Keeper(settings, self.ours), Hierarchies(0))
         document = plans.chain("fw-1", folder, [], [plans.gen_port("lan", 1), plans.gen_port("wan")])
         plan = InstancePlan.from_json(document)
-        self.ports, self.plan = PortSet(self.context, "fw-1", plan.ports), plan.ports[0]
+        self.ports, self.plan = PortSet(self.context, "fw-1", plan.ports, 1, plan.pool), plan.ports[0]
         self.saved: list[dict[str, Any]] = []
         self.context.save = lambda: self.saved.append(self.ports.remember())
 

@@ -252,7 +252,8 @@ struct coven_plan_port {
     uint32_t first_hop;  /* hop a packet without NSH enters at, or COVEN_NO_HOP */
     uint32_t first_port; /* egress port if the path has no component, else COVEN_NO_PORT */
     uint32_t path;       /* path of a packet that enters here */
-    /* afpacket: frames and frame bytes of the rx ring. gen: see coven_plan_gen. pcap: flags */
+    /* afpacket: frames and frame bytes of the rx ring. afxdp: entries of the rx and fill rings (ring_frames) and of the
+     * tx and completion rings (ring_frame_bytes). gen: see coven_plan_gen. pcap: flags */
     uint32_t ring_frames;
     uint32_t ring_frame_bytes;
     uint32_t flags; /* COVEN_PORT_* below */
@@ -269,6 +270,8 @@ struct coven_plan_port {
 #define COVEN_PORT_PACED 1u      /* pcap: at recorded pace */
 #define COVEN_PORT_NANOSECOND 2u /* pcap: write nanosecond time stamps */
 #define COVEN_PORT_LOOP 4u       /* pcap: start again at the end */
+#define COVEN_PORT_PARTIAL 16u   /* afxdp: senders on this machine leave checksums to be completed */
+#define COVEN_PORT_BUSY_POLL 32u /* afxdp: the worker drives the driver's queue itself */
 #define COVEN_PORT_SKIP_CUT 8u   /* pcap: drop frames that the capture cut short (`truncated`) at once */
 
 struct coven_plan_component {
