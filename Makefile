@@ -40,7 +40,9 @@ chaos: $(VENV)/stamp-test
 	$(PYTEST) -m chaos $(ARGS)
 
 bench: $(VENV)/stamp-test
-	$(RUN) -m tests.bench $(ARGS)
+	@$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[bench]'
+	$(RUN) -m coven bench --json build/bench.json $(ARGS)
+	$(RUN) -m tests.bench build/bench.json
 
 # A virtual environment with COVEN in it, editable: Python sources are used as they are, C is compiled again
 # when one of its files changed.

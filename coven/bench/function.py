@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from coven.descriptor.vnf import load_vnf
-from coven.forwarder.instance_plan import InstancePlan, WorkerPlan
+from coven.forwarder.instance_plan import InstancePlan
 from coven.forwarder.plan import plan
 
 COMPONENTS = Path(__file__).resolve().parent / "components"
@@ -46,7 +46,7 @@ class Function:
     profile: str = "balanced"
     flow_capacity: int | None = None
     shared_paths: int = 1  # paths over the same components; each begins at a port of its own: in, in-1, ...
-    worker: Mapping[str, Any] = field(default_factory=dict)  # further keys of the plan's worker
+    workers: int = 1
 
     @property
     def isolated(self) -> bool:
@@ -64,7 +64,7 @@ def from_memory(parts: Sequence[Part], *, size: int = 64, flows: int = 1, **more
     return Function(tuple(parts), {"in": gen(ENDLESS, size, flows), "out": gen()}, **more)
 
 
-def _document(function: Function) -> str:
+def _document(function: Function, name: str) -> str:
     """Write vnf.yaml. JSON is YAML, so names and options need no care."""
     import json
 
@@ -72,7 +72,7 @@ def _document(function: Function) -> str:
     ins = ["in", *(f"in-{n}" for n in range(1, function.shared_paths))]
     document: dict[str, Any] = {
         "coven": 1,
-        "name": "measured",
+        "name": name,
         "version": "1.0.0",
         "ports": {name: None for name in (*ins, "out")},
         "components": {
@@ -89,21 +89,22 @@ def _document(function: Function) -> str:
     return json.dumps(document)
 
 
-def make_plan(function: Function, root: Path, core: int | None) -> InstancePlan:
-    """Write the function's package to the folder `root` and plan an instance of it. core: of the worker."""
+def write_package(function: Function, root: Path, name: str = "measured") -> None:
+    """Write the function's package to the folder `root`, readable for the components' own users."""
     for kind in {part.kind for part in function.parts}:
         target = root / "vnfc" / kind
         if not target.exists():
             shutil.copytree(COMPONENTS / kind, target, ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "vnf.yaml").write_text(_document(function), encoding="utf-8")
+    (root / "vnf.yaml").write_text(_document(function, name), encoding="utf-8")
     for path in (root, *root.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def make_plan(function: Function, root: Path, cores: Sequence[int]) -> InstancePlan:
+    """Write the function's package to the folder `root` and plan an instance of it. cores: of its workers, in turn."""
+    write_package(function, root)
     made = plan(
         load_vnf(root), function.ports, {}, {"*": "fused"}, instance=INSTANCE, package_root=str(root), interfaces={}
     )
-    return dataclasses.replace(made, worker=_worker(made.worker, function, core))
-
-
-def _worker(planned: WorkerPlan, function: Function, core: int | None) -> WorkerPlan:
-    changes: dict[str, Any] = {"cores": (core,), "profile": function.profile, **function.worker}
-    return dataclasses.replace(planned, **changes)
+    taken = tuple(cores[number % len(cores)] for number in range(function.workers))
+    return dataclasses.replace(made, worker=dataclasses.replace(made.worker, cores=taken, profile=function.profile))

@@ -78,7 +78,7 @@ class Taken:
         """Give the shares of the time since the beginning: `waited` of the processes, `stolen` of the cores."""
         wall = max(1, time.monotonic_ns() - self._begin)
         return {
-            "waited": max(0.0, (waited_ns(self._pids) - self._waited) / wall),
+            "waited": max(0.0, (waited_ns(self._pids) - self._waited) / wall / max(1, len(self._pids))),
             "stolen": max(0.0, (stolen_ns(self._cores) - self._stolen) / wall / len(self._cores)),
         }
 

@@ -57,6 +57,9 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield "fused C: firewall, 8 rules", _fused((Part("firewall"),), rules=8)
     yield "fused C: firewall, 8 rules x 2", _fused(chain("firewall", "fused", 2), rules=8)
     yield "fused C: flow state, 1000 flows", _fused((Part("flow-firewall"),), functions=1, flows=1000)
+    for workers in (1, 2):
+        function = from_memory((Part("firewall"),), flows=1000, workers=workers)
+        yield f"fused C: firewall, 1000 flows, workers: {workers}", Case(function, ("bare_loop", (0, 8, 64)))
     for isolation in ("shared", "copy"):
         for language, kind in PASS.items():
             for n in (1, 2, 3, 4, 8) if language == "C" else (1,):

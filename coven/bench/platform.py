@@ -35,7 +35,7 @@ class Running:
     platform: Platform
     workers: list[int]
     components: list[int]  # processes of isolated replicas
-    cells: mmap.mmap
+    cells: list[mmap.mmap]  # of each worker
     ports: list[str]  # by number
 
     def port(self, name: str, counter: int) -> int:
@@ -47,8 +47,8 @@ class Running:
         return self.port("out", lib.COVEN_PORT_TX_PKTS)
 
     def _cell(self, cell: int) -> int:
-        (value,) = struct.unpack_from("=Q", self.cells, sizeof("coven_stats") + 8 * cell)
-        return int(value)
+        at = sizeof("coven_stats") + 8 * cell
+        return sum(int(struct.unpack_from("=Q", cells, at)[0]) for cells in self.cells)
 
     def snapshot(self) -> dict[str, Any]:
         """Give the counters; raises CovenError when a packet is not accounted for."""
@@ -65,6 +65,15 @@ class Running:
             if time.monotonic() > end:
                 raise CovenError("platform.internal", f"nothing moves: {self.snapshot()['accounting']}")
             rest(seconds / 4)
+
+
+def _mapped(name: str) -> mmap.mmap:
+    """Map a stats segment by its POSIX name, to read."""
+    fd = os.open(f"/dev/shm{name}", os.O_RDONLY | os.O_CLOEXEC)  # noqa: S108 - shm_open(3)
+    try:
+        return mmap.mmap(fd, os.fstat(fd).st_size, prot=mmap.PROT_READ)
+    finally:
+        os.close(fd)
 
 
 class Platform:
@@ -141,7 +150,7 @@ class Platform:
         self._packages += 1
         root = self.folder / "state" / "packages" / f"measured-{self._packages}"
         root.mkdir(parents=True)
-        made = make_plan(function, root, cores()[0])
+        made = make_plan(function, root, cores())
         self.execute("instantiate", plan=made.to_json())
         try:
             instance = self._instance()
@@ -150,9 +159,8 @@ class Platform:
             for pid in isolated:
                 pin(pid, cores()[1])
             with contextlib.ExitStack() as undo:
-                fd = os.open(f"/dev/shm{instance['stats_name']}", os.O_RDONLY | os.O_CLOEXEC)  # noqa: S108 - shm_open(3)
-                undo.callback(os.close, fd)
-                cells = undo.enter_context(mmap.mmap(fd, os.fstat(fd).st_size, prot=mmap.PROT_READ))
+                names = [row["stats_name"] for row in instance["workers"]]
+                cells = [undo.enter_context(_mapped(name)) for name in names]
                 running = Running(self, [], isolated, cells, [port.name for port in made.ports])
                 if start:
                     self.start(running)
@@ -165,8 +173,8 @@ class Platform:
         """Open the ports and let the worker take packets."""
         self.execute("start")
         running.workers = [int(row["pid"]) for row in self._instance()["workers"] if row["pid"]]
-        for pid in running.workers:
-            pin(pid, cores()[0])
+        for number, pid in enumerate(running.workers):
+            pin(pid, cores()[number % 2])
 
     def _instance(self) -> dict[str, Any]:
         found: dict[str, Any] = self.ask("state")["instances"][INSTANCE]

@@ -79,6 +79,13 @@ def row_of(result: Mapping[str, Any]) -> list[str]:
 
 def _verdict(details: Mapping[str, Any]) -> str:
     """Say what a run with a target showed; an INVALID one is told elsewhere."""
+    if "seconds" in details and isinstance(details["seconds"], Mapping):
+        limit = f" (target {details['target_s']:g} s)" if details["target_s"] else ""
+        seconds = details["seconds"]
+        return f"{seconds['median']:.3f} s ({seconds['min']:.3f} to {seconds['max']:.3f}){limit}"
+    if "percent_of_a_core" in details:
+        limit = f"limit {details['limit_percent']} %"
+        return f"{details['verdict']}: {details['percent_of_a_core']:.3f} % of a core ({limit})"
     if "rx_missed" in details and "verdict" in details:
         lost = f"dropped by COVEN {details['dropped_by_coven']}, rx_missed {details['rx_missed']}"
         said = "" if details["verdict"] == "INVALID" else f"{details['verdict']}: "
@@ -88,6 +95,15 @@ def _verdict(details: Mapping[str, Any]) -> str:
         limit = "" if allowed is None else f" (aim: {allowed:+.0f})"
         return f"p50 {details['p50_above_reference_us']:+.1f} us beside bare{limit}"
     return ""
+
+
+def reference_row(row: Mapping[str, Any]) -> list[str]:
+    """Give the cells of a bare program beside what is known of it."""
+    scale = 1e-6 if row["unit"] == "packets a second" else 1.0
+    known = " to ".join(_number(value, scale) for value in row["known"])
+    unit = "Mpps" if scale != 1.0 else row["unit"]
+    within = "yes" if row["within"] else "no"
+    return [row["name"], _number(row["measured"], scale), known, unit, row["hop"] or "", within]
 
 
 COLUMNS = ("case", "Mpps", "CPU ns", "worker", "components", "bare Mpps", "bare ns", "ratio", "p50/p99/p99.9 us", "")
@@ -103,6 +119,12 @@ def show(document: Mapping[str, Any]) -> None:
         rows = [row_of(result) for result in document["results"] if result["scenario"] == scenario]
         shown = [i for i in range(len(COLUMNS)) if i == 0 or any(row[i] for row in rows)]
         table([COLUMNS[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    if document["references"]:
+        line("\nbare programs, against what is known of them on a quiet machine of 2 virtual cores")
+        table(
+            ("program", "measured", "known", "unit", "hop", "within 15 %"),
+            [reference_row(row) for row in document["references"]],
+        )
     for name, why in document["skipped"].items():
         line(f"\n{name}: not measured: {why}")
     line(f"\n{document['seconds']} s, commit {document['commit']}")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from coven.bench import hop, latency, memory, report, scale, soak, throughput, wire
+from coven.bench import appliance, hop, known, latency, memory, report, scale, soak, throughput, wire
 from coven.bench.measure import Programs
 from coven.bench.result import Result
 from coven.bench.session import Session
@@ -43,6 +43,10 @@ SCENARIOS: dict[str, Scenario] = {
         latency.run, "one way at 10, 50, 90 % of that; profiles, isolated hops; against bare forwarders", True
     ),
     "scale": Scenario(scale.run, "cost of a packet against flows, rules, paths and components"),
+    "startup": Scenario(
+        appliance.run_startup, "from deploy to the first packet, and how long deaths are felt", True
+    ),
+    "idle": Scenario(appliance.run_idle, "what an appliance costs through which nothing passes", True),
     "soak": Scenario(soak.run, "80 % of capacity for long: no loss, memory flat", True, by_default=False),
 }
 
@@ -87,6 +91,7 @@ def measure(session: Session, names: list[str]) -> dict[str, Any]:
     document: dict[str, Any] = {"machine": report.machine(), "commit": report.commit()}
     document["date"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     document["quick"] = session.quick
+    document["complete"] = not (session.quick or session.only or session.tools) and names == _names([])
     near = hop.measure(session.programs)
     document["hop"] = None if near is None else near.to_json()
     results: list[Result] = []
@@ -95,10 +100,12 @@ def measure(session: Session, names: list[str]) -> dict[str, Any]:
         scenario = SCENARIOS[name]
         if scenario.needs_root and os.geteuid() != 0:
             skipped[name] = "needs root, for network namespaces"
+            document["complete"] = False
             continue
         print(f"{name}: {scenario.summary}", file=sys.stderr, flush=True)
         results += scenario.run(session)
     document["results"] = [result.to_json() for result in results]
+    document["references"] = known.compare(results)
     document["skipped"] = skipped
     document["seconds"] = round(time.monotonic() - begin, 1)
     return document

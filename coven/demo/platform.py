@@ -49,10 +49,14 @@ def wait_until(what: str, condition: Callable[[], bool], seconds: float) -> None
 class Platform:
     """One running COVEN in folders of its own."""
 
-    def __init__(self, folder: Path, files: Sequence[Path] = ()) -> None:
-        """folder: exists; state, run and log go below it. files: where ports may use capture files."""
+    def __init__(self, folder: Path, files: Sequence[Path] = (), enter: Sequence[str] = ()) -> None:
+        """folder: exists; state, run and log go below it. files: where ports may use capture files.
+
+        enter: words that run a command in the network namespace to work in.
+        """
         self.folder = folder
         self.files = files
+        self.enter = enter
         self.socket = folder / "run" / "agent.sock"
         self.rest = Client(Target(self.socket))
         self.process: subprocess.Popen[bytes] | None = None
@@ -65,7 +69,7 @@ class Platform:
 
     def spawn(self) -> None:
         """Start `coven agent`."""
-        command = [sys.executable, "-m", "coven", "agent"]
+        command = [*self.enter, sys.executable, "-m", "coven", "agent"]
         command += ["--state-dir", str(self.folder / "state"), "--run-dir", str(self.folder / "run")]
         command += ["--listen", "127.0.0.1:0"]  # a port that is free: another agent may have the usual one
         command += [part for folder in self.files for part in ("--files", str(folder))]

@@ -1,1 +1,1 @@
-"""`make bench`: throughput, CPU time of a packet, start-up, memory. Results go to docs/benchmarks.md and build/bench.json."""
+"""The page docs/benchmarks.md: tables and plots from what `coven bench --json` wrote."""

@@ -246,6 +246,8 @@ int main(int argc, char **argv)
     }
     now = clock_of(CLOCK_MONOTONIC);
     begin = now - begin;
+    /* who was not running at the end has not sent what was due then */
+    wanted = (uint64_t)((double)(begin < plan.ns ? begin : plan.ns) * (double)plan.rate / 1e9);
     while (ring && clock_of(CLOCK_MONOTONIC) - now < DRAIN_NS)
         at = drain(ring, at, RING_FRAMES);
     if (in >= 0)
