@@ -133,7 +133,7 @@ def test_a_run_that_others_disturbed_is_invalid(place: int, why: str) -> None:
     programs = Programs()
     try:
         session = Session(quick=True, programs=programs)
-        words = BARE["afpacket"]["block"]
+        words = BARE["afpacket"]["spin"]  # wants its core whether packets come or not
         with Network() as net, bare(session, net, words) as standing, hog(cores()[place]):
             found = passage(session, net, standing, size=64, rate=500_000, seconds=0.5)
     finally:
