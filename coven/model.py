@@ -164,6 +164,7 @@ class Vnf:
     parameters: tuple[Parameter, ...] = ()
     flow_capacity: int = 65536
     flow_idle_timeout_s: float = 120.0
+    flow_when_full: str = "idle"  # which flow gives its place to a new one
     pool_buffers: int = 16384
     pool_buffer_bytes: int | None = None  # None: the plan chooses by MTU
     priority: tuple[str, ...] = ()  # kinds of packets, as coven.priority reads them

@@ -47,6 +47,7 @@ static int take_segment(struct coven_worker *worker, struct request *request, ch
     struct coven_segment *target = NULL;
     uint64_t kind = request->message.arg[0];
     size_t min_bytes = 0;
+    int error;
 
     if (worker->ready || request->n_fds != 1)
         return -EINVAL;
@@ -70,9 +71,13 @@ static int take_segment(struct coven_worker *worker, struct request *request, ch
     }
     coven_segment_unmap(target);
     if (kind == COVEN_SEGMENT_POOL || kind == COVEN_SEGMENT_STATE)
-        return coven_segment_map_unread(target, request->fds[0], (uint32_t)kind, min_bytes, true, why, why_bytes);
-    return coven_segment_map(target, request->fds[0], (uint32_t)kind, min_bytes, kind != COVEN_SEGMENT_PLAN, why,
-                             why_bytes);
+        error = coven_segment_map_unread(target, request->fds[0], (uint32_t)kind, min_bytes, true, why, why_bytes);
+    else
+        error = coven_segment_map(target, request->fds[0], (uint32_t)kind, min_bytes, kind != COVEN_SEGMENT_PLAN, why,
+                                  why_bytes);
+    if (!error)
+        coven_segment_prefer_huge(target);
+    return error;
 }
 
 static int take_port(struct coven_worker *worker, struct request *request, char *why, size_t why_bytes)

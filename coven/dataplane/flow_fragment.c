@@ -45,7 +45,7 @@ static struct fragment *fragment_find(struct coven_flow_table *table, const stru
     struct fragment *set = fragment_set(table, wanted);
 
     for (uint32_t way = 0; way < FRAGMENT_WAYS; way++) {
-        if (set[way].flow < table->capacity && is_same_datagram(&set[way], wanted) &&
+        if (set[way].next - 1u < table->capacity && is_same_datagram(&set[way], wanted) &&
             now_ns - set[way].last_ns < FRAGMENT_NS)
             return &set[way];
     }
@@ -62,7 +62,7 @@ void coven_flow_fragment_learn(struct coven_flow_table *table, const uint8_t *da
     set = fragment_set(table, &wanted);
     place = fragment_find(table, &wanted, now_ns);
     for (uint32_t way = 0; place == NULL && way < FRAGMENT_WAYS; way++) {
-        if (set[way].flow == COVEN_FLOW_NONE)
+        if (set[way].next == 0)
             place = &set[way];
     }
     if (place == NULL) {
@@ -70,13 +70,12 @@ void coven_flow_fragment_learn(struct coven_flow_table *table, const uint8_t *da
         for (uint32_t way = 1; way < FRAGMENT_WAYS; way++)
             place = set[way].last_ns < place->last_ns ? &set[way] : place;
     }
-    __atomic_store_n(&place->flow, COVEN_FLOW_NONE, __ATOMIC_RELEASE);
-    wanted.flow = COVEN_FLOW_NONE;
+    __atomic_store_n(&place->next, 0, __ATOMIC_RELEASE);
     wanted.epoch = coven_flow_entries(table)[flow].epoch;
     wanted.direction = direction;
     wanted.last_ns = now_ns;
     *place = wanted;
-    __atomic_store_n(&place->flow, flow, __ATOMIC_RELEASE);
+    __atomic_store_n(&place->next, flow + 1, __ATOMIC_RELEASE);
 }
 
 uint32_t coven_flow_fragment_follow(struct coven_flow_table *table, const uint8_t *data,
@@ -88,9 +87,9 @@ uint32_t coven_flow_fragment_follow(struct coven_flow_table *table, const uint8_
 
     make_fragment(data, parsed, tags, &wanted);
     found = fragment_find(table, &wanted, now_ns);
-    if (found == NULL || coven_flow_entries(table)[found->flow].state != ENTRY_USED ||
-        coven_flow_entries(table)[found->flow].epoch != found->epoch)
+    if (found == NULL || coven_flow_entries(table)[found->next - 1].state != ENTRY_USED ||
+        coven_flow_entries(table)[found->next - 1].epoch != found->epoch)
         return COVEN_FLOW_NONE;
     *direction = found->direction & 1;
-    return found->flow;
+    return found->next - 1;
 }

@@ -73,30 +73,6 @@ static void book(struct coven_worker *worker, uint16_t port, const struct coven_
     coven_book_commit(b);
 }
 
-/* Give the packets their flows; those without room in the flow table are dropped. Returns how many stay. */
-static uint16_t find_flows(struct coven_worker *worker, uint32_t *handles, uint16_t n)
-{
-    uint16_t kept = 0;
-
-    for (uint16_t i = 0; i < n; i++) {
-        struct coven_meta *meta = &worker->book.meta[handles[i]];
-        const uint8_t *data = coven_worker_buffer(worker, handles[i]) + meta->offset;
-        uint16_t old_epoch;
-        uint32_t old;
-        int reason;
-
-        coven_flow_let_give_way(worker->flows, coven_removal_has_room(worker));
-        reason = coven_flow_lookup(worker->flows, data, meta->length, meta, worker->now_ns);
-        if (coven_flow_gave_way(worker->flows, &old, &old_epoch))
-            coven_removal_gave_way(worker, old, old_epoch);
-        if (reason > 0)
-            coven_book_drop(&worker->book, handles[i], COVEN_SCOPE_WORKER, (uint32_t)reason - 1u);
-        else
-            handles[kept++] = handles[i];
-    }
-    return kept;
-}
-
 static void enter(struct coven_worker *worker, uint16_t port, uint32_t *handles, uint16_t n)
 {
     const struct coven_plan_port *plan = &worker->plan->ports[port];
@@ -104,7 +80,7 @@ static void enter(struct coven_worker *worker, uint16_t port, uint32_t *handles,
     uint32_t path = plan->path < COVEN_MAX_PATHS ? plan->path : COVEN_MAX_PATHS;
 
     if (worker->path_has_flows[path])
-        n = find_flows(worker, handles, n);
+        n = coven_ingress_find_flows(worker, path, handles, n);
     if (first.hop == COVEN_NO_HOP && first.port == COVEN_NO_PORT)
         for (uint16_t i = 0; i < n; i++)
             coven_book_drop(&worker->book, handles[i], COVEN_SCOPE_PORT(port), COVEN_DROP_NO_PATH);

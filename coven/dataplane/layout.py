@@ -29,6 +29,12 @@ PROFILES = {
     "low-latency": lib.COVEN_PROFILE_LOW_LATENCY,
     "power-save": lib.COVEN_PROFILE_POWER_SAVE,
 }
+WHEN_FULL = {
+    "idle": lib.COVEN_WHEN_FULL_IDLE,
+    "refuse": lib.COVEN_WHEN_FULL_REFUSE,
+    "one-way": lib.COVEN_WHEN_FULL_ONE_WAY,
+    "oldest": lib.COVEN_WHEN_FULL_OLDEST,
+}
 TOOLS = {
     "afpacket": lib.COVEN_PORT_AFPACKET,
     "afxdp": lib.COVEN_PORT_AFXDP,
@@ -192,6 +198,7 @@ def _plan(document: Mapping[str, Any], seed: tuple[int, int], created_ns: int) -
     if any(component.get("state") for component in components):
         plan.n_flows = flows.get("capacity", 65536)
     plan.flow_idle_ms = flows.get("idle_timeout_ms", 120000)
+    plan.flow_when_full = WHEN_FULL[flows.get("when_full", "idle")]
     for i, rule in enumerate(priority.rules(document.get("priority") or ())):
         plan.priorities[i] = {"kind": rule.kind, "value": rule.value}
         plan.n_priorities = i + 1

@@ -119,7 +119,12 @@ int coven_recovery_run(struct coven_worker *worker, char *why, size_t why_bytes)
 {
     const struct coven_plan *plan = worker->plan;
     struct coven_ledger *ledger = worker->ledger_segment.base;
-    uint64_t idle_ns = plan->flow_idle_ms * COVEN_NS_PER_MS;
+    struct coven_flow_config flows = {
+        .capacity = plan->n_flows,
+        .when_full = plan->flow_when_full,
+        .seed = {plan->flow_seed[0], plan->flow_seed[1]},
+        .idle_ns = plan->flow_idle_ms * COVEN_NS_PER_MS,
+    };
 
     worker->recovery.found = ledger->header.generation != 0;
     if (!worker->recovery.found)
@@ -135,11 +140,11 @@ int coven_recovery_run(struct coven_worker *worker, char *why, size_t why_bytes)
         coven_book_replay(&worker->book);
         coven_book_rebuild_free(&worker->book);
         if (worker->flows)
-            coven_flow_table_recover(worker->flows, plan->n_flows, plan->flow_seed, idle_ns);
+            coven_flow_table_recover(worker->flows, &flows);
     } else {
         coven_book_rebuild_free(&worker->book);
         if (worker->flows)
-            coven_flow_table_init(worker->flows, plan->n_flows, plan->flow_seed, idle_ns);
+            coven_flow_table_init(worker->flows, &flows);
     }
     return 0;
 }

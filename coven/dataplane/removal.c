@@ -4,6 +4,7 @@
  * full table is told of in the same way, ahead of the first packet of the flow that has its slot: the epochs differ. */
 #include "worker.h"
 
+#define ROUNDS 8u /* of COVEN_MAX_REMOVALS flows in one turn, where components are fused and forget at once */
 #define ANSWER_NS (2 * COVEN_NS_PER_S) /* a component that has not answered by then is not waited for */
 
 static bool keeps_state(const struct coven_worker *worker, uint16_t component)
@@ -87,17 +88,8 @@ static bool go_on(struct coven_worker *worker, struct coven_removal *removal)
     return true;
 }
 
-void coven_removal_turn(struct coven_worker *worker)
+static void go_on_all(struct coven_worker *worker)
 {
-    uint32_t ended[COVEN_MAX_REMOVALS];
-    uint16_t n, room;
-
-    if (!worker->flows)
-        return;
-    room = (uint16_t)(COVEN_MAX_REMOVALS - worker->n_removals);
-    n = room > 0 ? coven_flow_expire(worker->flows, worker->now_ns, ended, room) : 0;
-    for (uint16_t i = 0; i < n; i++)
-        begin(worker, ended[i], coven_flow_epoch(worker->flows, ended[i]));
     for (uint32_t i = 0; i < worker->n_removals;) {
         if (go_on(worker, &worker->removal[i]))
             worker->removal[i] = worker->removal[--worker->n_removals];
@@ -106,9 +98,29 @@ void coven_removal_turn(struct coven_worker *worker)
     }
 }
 
-bool coven_removal_has_room(const struct coven_worker *worker)
+void coven_removal_turn(struct coven_worker *worker)
 {
-    return worker->n_removals < COVEN_MAX_REMOVALS;
+    uint32_t ended[COVEN_MAX_REMOVALS];
+
+    if (!worker->flows)
+        return;
+    worker->removals_wait = false;
+    for (uint32_t round = 0; round < ROUNDS; round++) {
+        uint32_t room = coven_removal_room(worker);
+        uint16_t n = room > 0 ? coven_flow_expire(worker->flows, worker->now_ns, ended, (uint16_t)room) : 0;
+
+        for (uint16_t i = 0; i < n; i++)
+            begin(worker, ended[i], coven_flow_epoch(worker->flows, ended[i]));
+        go_on_all(worker);
+        worker->removals_wait = room > 0 && n == room;
+        if (!worker->removals_wait)
+            break;
+    }
+}
+
+uint32_t coven_removal_room(const struct coven_worker *worker)
+{
+    return COVEN_MAX_REMOVALS - worker->n_removals;
 }
 
 void coven_removal_gave_way(struct coven_worker *worker, uint32_t flow, uint16_t epoch)

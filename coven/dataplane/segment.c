@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#define HUGE_PAGE ((size_t)2 << 20)
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 static const char *const kind_names[] = {"?", "plan", "pool", "replica", "state", "ledger", "stats"};
@@ -41,6 +42,35 @@ static int check(const struct coven_segment *segment, uint32_t kind, char *why, 
     return 0;
 }
 
+/* Large ones where huge pages fit, should the kernel have them to give. */
+static void *map(size_t bytes, int protection, int fd)
+{
+    char *room, *at;
+
+    if (bytes < HUGE_PAGE)
+        return mmap(NULL, bytes, protection, MAP_SHARED, fd, 0);
+    room = mmap(NULL, bytes + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (room == MAP_FAILED)
+        return MAP_FAILED;
+    at = room + (HUGE_PAGE - (uintptr_t)room % HUGE_PAGE) % HUGE_PAGE;
+    if (mmap(at, bytes, protection, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) {
+        munmap(room, bytes + HUGE_PAGE);
+        return MAP_FAILED;
+    }
+    if (at > room)
+        munmap(room, (size_t)(at - room));
+    bytes = (bytes + 4095) & ~(size_t)4095;
+    munmap(at + bytes, (size_t)(room + HUGE_PAGE - at));
+    return at;
+}
+
+void coven_segment_prefer_huge(const struct coven_segment *segment)
+{
+    /* a wish: without huge pages everything works, with more misses of the translation cache */
+    if (segment->base && segment->bytes >= HUGE_PAGE)
+        (void)!madvise(segment->base, segment->bytes, MADV_HUGEPAGE);
+}
+
 int coven_segment_map_unread(struct coven_segment *segment, int fd, uint32_t kind, size_t min_bytes, bool writable,
                              char *why, size_t why_bytes)
 {
@@ -65,7 +95,7 @@ int coven_segment_map_unread(struct coven_segment *segment, int fd, uint32_t kin
     }
     segment->bytes = (size_t)status.st_size;
     segment->identity = (uint64_t)status.st_ino;
-    segment->base = mmap(NULL, segment->bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0);
+    segment->base = map(segment->bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, fd);
     if (segment->base == MAP_FAILED) {
         error = -errno;
         *segment = (struct coven_segment){0};

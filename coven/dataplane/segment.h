@@ -24,6 +24,8 @@ int coven_segment_map(struct coven_segment *segment, int fd, uint32_t kind, size
  * a component wrote into it must not keep a worker from starting. */
 int coven_segment_map_unread(struct coven_segment *segment, int fd, uint32_t kind, size_t min_bytes, bool writable,
                              char *why, size_t why_bytes) __attribute__((warn_unused_result));
+/* Ask for huge pages, if the segment is large enough for any. */
+void coven_segment_prefer_huge(const struct coven_segment *segment);
 void coven_segment_unmap(struct coven_segment *segment);
 
 /* Whether `n` things of `each` bytes at `offset` lie within `bytes`. */

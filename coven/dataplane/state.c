@@ -111,6 +111,22 @@ static uint32_t next_word(uint32_t commit)
     return commit == UINT32_MAX ? 2 : commit + 1;
 }
 
+static uint8_t *chain_of(struct coven_state_burst *burst, uint32_t flow)
+{
+    return &burst->chain[flow % COVEN_STATE_CHAINS];
+}
+
+static struct coven_state_open *find_open(struct coven_state_burst *burst, uint32_t flow, uint16_t epoch)
+{
+    for (uint32_t at = *chain_of(burst, flow); at != 0 && at <= burst->n; at = burst->open[at - 1].next) {
+        struct coven_state_open *open = &burst->open[at - 1];
+
+        if (open->flow == flow && open->epoch == epoch)
+            return open;
+    }
+    return NULL;
+}
+
 void *coven_state_begin(const struct coven_state_view *view, struct coven_state_burst *burst, uint32_t flow,
                         uint16_t epoch, uint16_t *index)
 {
@@ -121,11 +137,10 @@ void *coven_state_begin(const struct coven_state_view *view, struct coven_state_
 
     if (slot == NULL || epoch == 0)
         return NULL;
-    for (uint16_t i = 0; i < burst->n; i++) {
-        if (burst->open[i].flow == flow && burst->open[i].epoch == epoch) {
-            *index = i;
-            return half_of(view, slot, burst->open[i].word);
-        }
+    open = find_open(burst, flow, epoch);
+    if (open != NULL) {
+        *index = (uint16_t)(open - burst->open);
+        return half_of(view, slot, open->word);
     }
     if (burst->n == COVEN_BURST)
         return NULL;
@@ -140,14 +155,18 @@ void *coven_state_begin(const struct coven_state_view *view, struct coven_state_
         memset(shadow, 0, view->half_bytes);
     else
         memcpy(shadow, half_of(view, slot, commit), view->half_bytes);
+    open->next = *chain_of(burst, flow);
     *index = burst->n++;
+    *chain_of(burst, flow) = (uint8_t)burst->n;
     return shadow;
 }
 
 void coven_state_abandon(struct coven_state_burst *burst, uint16_t index)
 {
-    if (burst->n != 0 && index == burst->n - 1)
-        burst->n--;
+    if (burst->n == 0 || index != burst->n - 1)
+        return;
+    *chain_of(burst, burst->open[index].flow) = burst->open[index].next;
+    burst->n--;
 }
 
 void coven_state_commit(const struct coven_state_view *view, struct coven_state_burst *burst)
@@ -177,6 +196,8 @@ void coven_state_commit(const struct coven_state_view *view, struct coven_state_
         if (slot->epoch == burst->ended[i].epoch)
             __atomic_store_n(&slot->epoch, 0, __ATOMIC_RELEASE);
     }
+    if (burst->n > 0)
+        memset(burst->chain, 0, sizeof(burst->chain));
     burst->n = 0;
     burst->n_ended = 0;
 }
@@ -185,16 +206,14 @@ void *coven_state_end(const struct coven_state_view *view, struct coven_state_bu
                       uint16_t epoch)
 {
     struct coven_slot *slot = slot_of(view, flow);
+    const struct coven_state_open *open;
 
     if (slot == NULL || epoch == 0 || burst->n_ended == COVEN_BURST)
         return NULL;
     burst->ended[burst->n_ended].flow = flow;
     burst->ended[burst->n_ended++].epoch = epoch;
-    for (uint16_t i = 0; i < burst->n; i++) {
-        if (burst->open[i].flow == flow && burst->open[i].epoch == epoch)
-            return half_of(view, slot, burst->open[i].word);
-    }
-    return coven_state_current(view, flow, epoch);
+    open = find_open(burst, flow, epoch);
+    return open != NULL ? half_of(view, slot, open->word) : coven_state_current(view, flow, epoch);
 }
 
 void *coven_state_current(const struct coven_state_view *view, uint32_t flow, uint16_t epoch)

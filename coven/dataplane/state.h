@@ -16,6 +16,11 @@
 
 #include <coven/abi.h>
 
+#define COVEN_STATE_PREFETCH_BYTES                                                                                     \
+    512u /* of a slot; what lies behind follows in order, which the machine sees by itself */
+
+#define COVEN_STATE_CHAINS 64u
+
 /* A mapped state segment. */
 struct coven_state_view {
     uint8_t *base;
@@ -34,11 +39,13 @@ struct coven_state_open {
     uint32_t flow;
     uint32_t word; /* commit word that makes it valid */
     uint16_t epoch;
-    bool fresh; /* allocated in this burst */
+    bool fresh;   /* allocated in this burst */
+    uint8_t next; /* in its chain, as above */
 };
 
 struct coven_state_burst {
     struct coven_state_open open[COVEN_BURST];
+    uint8_t chain[COVEN_STATE_CHAINS]; /* by flow: place in `open` + 1 of the last one begun; 0: none */
     struct {
         uint32_t flow;
         uint16_t epoch;
@@ -79,6 +86,17 @@ void *coven_state_current(const struct coven_state_view *view, uint32_t flow, ui
 /* Whether a commit has reached `word`: what a sweep asks about an entry that was staged and not published.
  * Word 0 was never committed. */
 bool coven_state_committed(const struct coven_state_view *view, uint32_t flow, uint16_t epoch, uint32_t word);
+
+/* Ask for what begin() will touch of a flow, some time before. */
+static inline void coven_state_prefetch(const struct coven_state_view *view, uint32_t flow)
+{
+    const uint8_t *slot = view->base + view->slots_offset + (uint64_t)flow * view->slot_bytes;
+
+    if (flow >= view->n_slots)
+        return;
+    for (uint32_t at = 0; at < view->slot_bytes && at < COVEN_STATE_PREFETCH_BYTES; at += COVEN_CACHE_LINE)
+        __builtin_prefetch(slot + at, 1);
+}
 
 /* ---- metrics ---- */
 /* The COVEN_MAX_METRICS cells of a replica, or NULL. */

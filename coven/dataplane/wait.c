@@ -97,8 +97,8 @@ static uint64_t next_timer(const struct coven_worker *worker)
     }
     if (worker->n_removals > 0)
         due = earlier(due, worker->now_ns + 10 * COVEN_NS_PER_MS);
-    if (worker->flows && coven_flow_count(worker->flows) > 0)
-        due = earlier(due, worker->now_ns + 250 * COVEN_NS_PER_MS);
+    if (worker->flows)
+        due = earlier(due, worker->removals_wait ? soon : coven_flow_due(worker->flows, worker->now_ns));
     return due;
 }
 

@@ -219,8 +219,11 @@ static int prepare_components(struct coven_worker *worker, char *why, size_t why
     for (uint32_t h = 0; h < plan->n_hops; h++) {
         const struct coven_plan_component *component = &plan->components[plan->hops[h].component];
 
-        if (plan->hops[h].path < COVEN_MAX_PATHS && component->state_bytes > 0 && plan->n_flows > 0)
-            worker->path_has_flows[plan->hops[h].path] = true;
+        if (plan->hops[h].path >= COVEN_MAX_PATHS || component->state_bytes == 0 || plan->n_flows == 0)
+            continue;
+        worker->path_has_flows[plan->hops[h].path] = true;
+        if (component->isolation == COVEN_FUSED)
+            worker->path_fused_states[plan->hops[h].path] |= 1ull << plan->hops[h].component;
     }
     return 0;
 }

@@ -2,7 +2,7 @@
 /* The worker: one process, one core, one loop that moves packets between ports and components. This header is the
  * worker's own memory; everything that must survive it lies in the ledger (ledger.h).
  *
- *   ingress.c   rx bursts of the ports, booked, given a flow, put into the graph
+ *   ingress.c   rx bursts of the ports, booked, put into the graph; ingress_flows.c: given their flows
  *   graph.c     walks a burst along the hops of its path
  *   fused.c     components called inside the worker
  *   replica.c   components in processes of their own, behind two rings; replica_life.c: attach and sweep
@@ -168,9 +168,11 @@ struct coven_worker {
     struct coven_replica_link replica[COVEN_MAX_REPLICAS];
     struct coven_graph graph;
     struct coven_rx rx;
-    bool path_has_flows[COVEN_MAX_PATHS + 1]; /* one more, for packets of no path */
+    bool path_has_flows[COVEN_MAX_PATHS + 1];        /* one more, for packets of no path */
+    uint64_t path_fused_states[COVEN_MAX_PATHS + 1]; /* bit for each fused component on it that keeps flow state */
     struct coven_removal removal[COVEN_MAX_REMOVALS];
     uint32_t n_removals;
+    bool removals_wait;                    /* more flows have ended than could be told of in one turn */
     uint64_t now_ns, wall_ns;              /* CLOCK_MONOTONIC, CLOCK_REALTIME of this turn */
     uint64_t wall_ahead_ns;                /* of the other */
     uint64_t measured_ns;                  /* when the latency of packets was looked at last */
@@ -217,6 +219,8 @@ uint32_t coven_worker_inside(const struct coven_worker *worker);
 uint32_t coven_ingress_burst(struct coven_worker *worker, uint16_t port);
 /* Packets a port may take in now, at most COVEN_BURST. */
 uint16_t coven_ingress_room(const struct coven_worker *worker, uint16_t port);
+/* Give packets their flows; those that are refused are dropped. Returns how many stay in `handles`. */
+uint16_t coven_ingress_find_flows(struct coven_worker *worker, uint32_t path, uint32_t *handles, uint16_t n);
 /* Find out which replicas lie behind a port. */
 void coven_ingress_prepare(struct coven_worker *worker, uint16_t port);
 /* Queue packets for a port, at most COVEN_BURST; the worker gives them away. */
@@ -307,8 +311,8 @@ int coven_replica_rebuild(struct coven_worker *worker) __attribute__((warn_unuse
 /* ---- removal.c ---- */
 /* Collect flows that ended and tell the components. */
 void coven_removal_turn(struct coven_worker *worker);
-/* May a flow give way in a full table? Only as long as there is a place to note who has to forget it. */
-bool coven_removal_has_room(const struct coven_worker *worker);
+/* How many flows may give way in a full table: as many as there are places to note who has to forget them. */
+uint32_t coven_removal_room(const struct coven_worker *worker);
 /* A flow gave way: tell the components, before they see a packet of the flow that has its slot now. */
 void coven_removal_gave_way(struct coven_worker *worker, uint32_t flow, uint16_t epoch);
 /* A component has forgotten the flow. False: it was never asked to. */

@@ -128,6 +128,7 @@ def _vnf(
         parameters=tuple(parameters.values()),
         flow_capacity=flows.get("capacity", 65536),
         flow_idle_timeout_s=float(flows.get("idle_timeout", 120)),
+        flow_when_full=flows.get("when_full", "idle"),
         pool_buffers=pool.get("buffers", 16384),
         pool_buffer_bytes=pool.get("buffer_bytes"),
         priority=tuple(data.get("priority") or ()),

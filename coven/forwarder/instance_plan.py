@@ -16,6 +16,7 @@ from coven.model import FlowState, Hold, Isolation, Limits, Metric, OnFailure, O
 PLAN_VERSION = 1
 HEADROOM = 256  # bytes before a received packet, as the kernel leaves for AF_XDP
 PORT_TOOLS = ("afpacket", "afxdp", "pcap", "tap", "gen")
+WHEN_FULL = ("idle", "refuse", "one-way", "oldest")
 PROFILES = ("balanced", "low-latency", "power-save")  # numbers of enum coven_profile
 MAX_CORE = 4095
 
@@ -43,6 +44,7 @@ class FlowsPlan:
 
     capacity: int
     idle_timeout_ms: int
+    when_full: str = "idle"
 
 
 @dataclass(frozen=True, slots=True)

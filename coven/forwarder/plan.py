@@ -85,6 +85,7 @@ def plan(
         flows=FlowsPlan(
             vnf.flow_capacity if any(component.state for component in components) else 0,
             max(1, round(vnf.flow_idle_timeout_s * 1000)),
+            vnf.flow_when_full,
         ),
         worker=plan_workers(vnf, workers or {}),
         ports=tuple(

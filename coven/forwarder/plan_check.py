@@ -21,6 +21,7 @@ from coven.forwarder.instance_plan import (
     PLAN_VERSION,
     PORT_TOOLS,
     PROFILES,
+    WHEN_FULL,
     ComponentPlan,
     InstancePlan,
     Next,
@@ -202,6 +203,8 @@ def _check_sizes(plan: InstancePlan) -> None:
     _range(pool.headroom, 0, pool.buffer_bytes // 2, "plan.pool.headroom")
     _range(plan.flows.capacity, 0, limits.MAX_FLOWS, "plan.flows.capacity")
     _range(plan.flows.idle_timeout_ms, 1, 2**32 - 1, "plan.flows.idle_timeout_ms")
+    if plan.flows.when_full not in WHEN_FULL:
+        refuse("plan.flows.when_full", f"must be one of {', '.join(WHEN_FULL)}")
     _range(len(plan.worker.cores), 1, limits.MAX_WORKERS, "plan.worker.cores: number")
     pinned = [core for core in plan.worker.cores if core is not None]
     for cores, part in ((pinned, "plan.worker.cores"), (plan.worker.component_cores, "plan.worker.component_cores")):

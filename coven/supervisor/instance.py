@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from coven.errors import CovenError, Where
 from coven.forwarder.instance_plan import ComponentPlan, InstancePlan
 from coven.model import Isolation, OnFailure
+from coven.supervisor import memory
 from coven.supervisor.component import Replica
 from coven.supervisor.context import Context
 from coven.supervisor.lane import Lane, code_name
@@ -88,6 +89,7 @@ class Instance:
 
     async def make_memory(self) -> None:
         """Make the segments that live as long as the instance."""
+        memory.check_room(self.layout, len(self.lanes))
         if self._context.settings.privileged:
             for lane in self.lanes:
                 lane.take_users()

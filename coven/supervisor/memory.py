@@ -5,14 +5,48 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coven.errors import CovenError
 
 if TYPE_CHECKING:
-    from coven.dataplane.layout import SegmentImage
+    from coven.dataplane.layout import Layout, SegmentImage
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+def check_room(layout: Layout, lanes: int) -> None:
+    """Refuse an instance whose segments, `lanes` times, could not all be filled.
+
+    Memory is taken when it is first touched, so what is too much would kill processes later instead.
+    Raises CovenError platform.no-resources.
+    """
+    images = (layout.plan, layout.pool, layout.ledger, layout.stats, *layout.states, *layout.replicas)
+    wanted = lanes * sum(image.size for image in images)
+    flows = lanes * (layout.ledger.size + sum(image.size for image in layout.states))
+    free = _available()
+    if free is not None and wanted > free:
+        raise CovenError(
+            "platform.no-resources",
+            f"the instance needs up to {_mib(wanted)} MiB of memory, {_mib(flows)} of them for its flows; "
+            f"{_mib(free)} MiB are available",
+            hint="lower flows.capacity or pool.buffers in vnf.yaml, or the state of its components",
+        )
+
+
+def _mib(size: int) -> int:
+    return -(-size // (1 << 20))
+
+
+def _available() -> int | None:
+    """Give the bytes that could be had without swapping, as the kernel sees it; None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None
 
 
 def make(image: SegmentImage, uid: int, gid: int | None = None) -> int:

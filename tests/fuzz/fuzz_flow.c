@@ -10,7 +10,7 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static const uint64_t seed[2] = {1, 2};
+static struct coven_flow_config config = {.capacity = CAPACITY, .seed = {1, 2}, .idle_ns = 1000};
 
 static void lookup(struct coven_flow_table *table, const uint8_t *data, uint32_t length, uint64_t now)
 {
@@ -37,7 +37,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     if (table == NULL)
         return 0;
-    coven_flow_table_init(table, CAPACITY, seed, 1000);
+    config.when_full = size > 0 ? data[0] >> 6 : 0;
+    coven_flow_table_init(table, &config);
     while (size >= 2) {
         uint8_t what = data[0], length = data[1];
 
@@ -59,7 +60,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             coven_flow_release(table, length);
             break;
         case 2:
-            coven_flow_table_recover(table, CAPACITY, seed, 1000);
+            coven_flow_table_recover(table, &config);
             break;
         default:
             lookup(table, data, length, now);

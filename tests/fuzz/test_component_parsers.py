@@ -8,6 +8,7 @@ import pytest
 
 from tests.fuzz import corpus
 from tests.fuzz.target import has_time, needs_clang, run
+from tests.lib import builds
 
 START = (
     b'1\tstart\tx\ncomponent\tx\nentry\t/x.so\noption\ta\t"b\\\\u00e9"\nmetric\tm\tcounter\tu\th\n'
@@ -28,7 +29,7 @@ def messages() -> list[bytes]:
 
 
 TARGETS = {
-    "fuzz_flow": (["flow.c", "flow_fragment.c", "flow_key.c", "flow_lookup.c", "parse.c"], flows, 4096),
+    "fuzz_flow": (builds.FLOW_PARTS, flows, 4096),
     "fuzz_ea": (["ea.c", "declaration.c"], messages, 4096),
     "fuzz_client": (["client.c", "client_burst.c", "client_wait.c", "segment.c", "state.c"], lambda: [b"\x01\x2c\x01", b"\x80\x40\x02"], 1024),
 }

@@ -23,6 +23,7 @@ BIN = ROOT / "coven" / "bin"
 CACHE = ROOT / "build" / "tests"
 FAULTS = ("-DCOVEN_FAULTS",)
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
+FLOW_PARTS = ["flow.c", "flow_fragment.c", "flow_index.c", "flow_key.c", "flow_lookup.c", "parse.c"]
 PROGRAMS = ("worker", "component_host")
 
 

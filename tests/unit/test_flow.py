@@ -66,14 +66,15 @@ def datagram(
 class Table:
     """A flow table in memory of its own."""
 
-    def __init__(self, capacity: int, idle_ns: int = IDLE) -> None:
+    def __init__(self, capacity: int, idle_ns: int = IDLE, when_full: int = 0) -> None:
         self.capacity, self.idle_ns = capacity, idle_ns
+        self.config = ffi.new("struct coven_flow_config *", [capacity, when_full, SEED, idle_ns])
         self.memory = ffi.new("uint64_t[]", lib.coven_flow_table_bytes(capacity) // 8)
         self.table = ffi.cast("struct coven_flow_table *", self.memory)
-        lib.coven_flow_table_init(self.table, capacity, SEED, idle_ns)
+        lib.coven_flow_table_init(self.table, self.config)
 
     def recover(self) -> None:
-        lib.coven_flow_table_recover(self.table, self.capacity, SEED, self.idle_ns)
+        lib.coven_flow_table_recover(self.table, self.config)
 
     def lookup(self, packet: bytes, now: int = 1) -> Any:
         """Give the metadata that the packet gets; a full table is an IndexError."""
@@ -316,6 +317,102 @@ def test_a_full_table_drops_and_idle_flows_give_way() -> None:
     assert table.count == 8
 
 
+_, REFUSE, ONE_WAY, OLDEST = (
+    lib.COVEN_WHEN_FULL_IDLE, lib.COVEN_WHEN_FULL_REFUSE, lib.COVEN_WHEN_FULL_ONE_WAY, lib.COVEN_WHEN_FULL_OLDEST,
+)  # fmt: skip
+
+
+def test_nothing_gives_way_where_new_flows_are_refused() -> None:
+    table = Table(4, when_full=REFUSE)
+    flows = [table.lookup(datagram(source), 1).flow for source in range(4)]
+    with pytest.raises(IndexError):
+        table.lookup(datagram(50), 5 * IDLE)
+    assert [table.lookup(datagram(source), 5 * IDLE).flow for source in range(4)] == flows
+
+
+def test_the_oldest_gives_way() -> None:
+    table = Table(4, when_full=OLDEST)
+    for source in (3, 1, 0, 2):
+        table.lookup(datagram(source, 9), 10 + source)
+    oldest = table.lookup(datagram(0, 9), 10).flow
+    assert table.lookup(datagram(50), 20).flow == oldest
+    young = Table(4, when_full=OLDEST)
+    for source in range(4):
+        young.lookup(datagram(source, 9), 20)
+    with pytest.raises(IndexError):  # no time has passed: all of them are of this burst
+        young.lookup(datagram(50), 20)
+
+
+def test_what_is_established_does_not_give_way_to_beginnings() -> None:
+    table = Table(64, when_full=ONE_WAY)
+    for source in range(32):
+        table.lookup(datagram(source, 99, (5, 6)), 1)
+        table.lookup(datagram(99, source, (6, 5)), 1)
+    for flood in range(1000):
+        table.lookup(datagram(100 + flood, 99, (5, 6)), 2 + flood)
+    found = [table.lookup(datagram(source, 99, (5, 6)), 2000) for source in range(32)]
+    assert [(m.flow, m.flow_epoch, m.flow_seq) for m in found] == [(source, 1, 1) for source in range(32)]
+
+
+def burst_of(table: Table, packets: list[bytes], now: int) -> tuple[Any, Any]:
+    """Look a burst up; give the metadata and what was refused."""
+    metas = ffi.new("struct coven_meta[]", len(packets))
+    texts = [ffi.from_buffer(packet) for packet in packets]
+    burst = ffi.new("struct coven_flow_packet[]", [(t, metas + i, len(t), 9) for i, t in enumerate(texts)])
+    lib.coven_flow_lookup_burst(table.table, burst, len(packets), now, ffi.NULL, 0)
+    return metas, [one.refused for one in burst]
+
+
+def test_a_burst_is_looked_up_as_its_packets_one_by_one() -> None:
+    """The same flow twice, a new one, fragments, packets of none, and a full table, in one burst."""
+    packets = [
+        datagram(1), datagram(2, 1, (80, 1000)), b"x", datagram(1), *map(frame, fragments(4)), datagram(7), datagram(8), datagram(7),
+        icmp_error(4, datagram(1)[14:]), *(datagram(20 + n) for n in range(12)), datagram(8),
+    ]  # fmt: skip
+    one, many = Table(8), Table(8)
+    wanted = []
+    for packet in packets:
+        try:
+            m = one.lookup(packet, 5)
+            wanted.append((m.flow, m.flow_epoch, m.direction, m.flow_seq, 0))
+        except IndexError:
+            wanted.append((NO_FLOW, 0, 0, 0, FULL))
+    metas, refused = burst_of(many, packets, 5)
+    got = [(m.flow, m.flow_epoch, m.direction, m.flow_seq, r) for m, r in zip(metas, refused, strict=True)]
+    assert got == wanted
+    assert {m[4] for m in wanted} == {0, FULL}
+
+
+def test_all_that_gave_way_in_a_burst_are_told() -> None:
+    table = Table(4, when_full=OLDEST)
+    first = [table.lookup(datagram(source, 9), 1).flow for source in range(4)]
+    lib.coven_flow_let_give_way(table.table, 3)
+    metas, refused = burst_of(table, [datagram(40 + n, 9) for n in range(6)], 2)
+    assert refused == [0, 0, 0, FULL, FULL, FULL]
+    flow, epoch, told = ffi.new("uint32_t *"), ffi.new("uint16_t *"), []
+    while lib.coven_flow_gave_way(table.table, flow, epoch):
+        told.append((flow[0], epoch[0]))
+    assert told == [(metas[i].flow, 1) for i in range(3)]
+    assert {number for number, _ in told} < set(first)
+
+
+def test_what_expire_had_no_room_for_is_not_forgotten() -> None:
+    table = Table(2000)
+    for n in range(2000):
+        table.lookup(datagram(1 + n, 9999), 1)
+    table.expire(1)
+    found = [table.expire(1 + 2 * IDLE, 100) for _ in range(20)]
+    assert [len(part) for part in found] == [100] * 20
+    assert len({flow for part in found for flow in part}) == 2000
+
+
+def test_an_empty_table_need_not_be_looked_at() -> None:
+    table = Table(64)
+    assert lib.coven_flow_due(table.table, 5) == 2**64 - 1
+    table.lookup(datagram(), 5)
+    assert 5 < lib.coven_flow_due(table.table, 5) <= 5 + IDLE // 4 + 1
+
+
 def test_epochs_are_never_zero() -> None:
     table = Table(1)
     now, epochs = 1, []
@@ -422,11 +519,10 @@ def test_against_a_model(ops: list[tuple[Any, ...]], capacity: int) -> None:
 @pytest.fixture(scope="module")
 def faulty() -> tuple[Any, Any]:
     """The table compiled with fault points, loaded beside the core."""
-    path = builds.shared_object(["flow.c", "flow_fragment.c", "flow_key.c", "flow_lookup.c", "parse.c"], *builds.FAULTS)
+    path = builds.shared_object(builds.FLOW_PARTS, *builds.FAULTS)
     own = cffi.FFI()
     own.cdef(
-        "void coven_flow_table_init(void *, uint32_t, const uint64_t *, uint64_t);"
-        "void coven_flow_table_recover(void *, uint32_t, const uint64_t *, uint64_t);"
+        "void coven_flow_table_init(void *, const void *);"
         "int coven_flow_lookup(void *, const uint8_t *, uint32_t, void *, uint64_t);"
         "uint16_t coven_flow_expire(void *, uint64_t, uint32_t *, uint16_t);"
         "void coven_flow_release(void *, uint32_t);"
@@ -464,7 +560,8 @@ def test_a_killed_table_is_rebuilt(faulty: tuple[Any, Any], nth: int) -> None:
     own, faulty_lib = faulty
     memory = mmap.mmap(-1, lib.coven_flow_table_bytes(CAPACITY))
     log = mmap.mmap(-1, 4096)
-    faulty_lib.coven_flow_table_init(own.from_buffer(memory), CAPACITY, SEED, IDLE)
+    config = Table(CAPACITY).config
+    faulty_lib.coven_flow_table_init(own.from_buffer(memory), own.from_buffer(ffi.buffer(config)))
     pid = os.fork()
     if pid == 0:
         os.environ["COVEN_FAULT"] = f"worker-flow-index:{nth}"
@@ -475,7 +572,7 @@ def test_a_killed_table_is_rebuilt(faulty: tuple[Any, Any], nth: int) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
 
     table = ffi.cast("struct coven_flow_table *", ffi.from_buffer(memory))
-    lib.coven_flow_table_recover(table, CAPACITY, SEED, IDLE)
+    lib.coven_flow_table_recover(table, config)
     rebuilt = Table(CAPACITY)
     rebuilt.table = table
     current, turn = struct.unpack_from("<II", log, 0)

@@ -14,7 +14,7 @@ from tests.lib.dataplane import chain_plan, gen, played
 
 def test_interrupted_intents() -> None:
     source = Path(__file__).parent / "c" / "ledger_replay.c"
-    program = builds.program(source, ("ledger.c", "flow.c", "flow_fragment.c", "flow_key.c", "flow_lookup.c", "parse.c"), *builds.FAULTS, *builds.SANITIZERS)
+    program = builds.program(source, ("ledger.c", *builds.FLOW_PARTS), *builds.FAULTS, *builds.SANITIZERS)
     done = subprocess.run([program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -326,6 +326,14 @@ struct coven_plan_priority {
     uint16_t value;
 };
 
+/* Which flow gives its slot to a new one when the table is full. A flow whose idle time is over does but with the second. */
+enum coven_flow_when_full {
+    COVEN_WHEN_FULL_IDLE = 0,    /* no other */
+    COVEN_WHEN_FULL_REFUSE = 1,  /* none at all */
+    COVEN_WHEN_FULL_ONE_WAY = 2, /* the oldest of those that had packets in one direction only */
+    COVEN_WHEN_FULL_OLDEST = 3,  /* the oldest */
+};
+
 enum coven_profile {
     COVEN_PROFILE_BALANCED = 0,
     COVEN_PROFILE_LOW_LATENCY = 1,
@@ -343,6 +351,8 @@ struct coven_plan {
     uint32_t n_priorities;
     uint64_t flow_seed[2]; /* secret key of the flow hash */
     uint64_t ledger_bytes;
+    uint32_t flow_when_full; /* enum coven_flow_when_full */
+    uint32_t reserved0;
     struct coven_plan_port ports[COVEN_MAX_PORTS];
     struct coven_plan_component components[COVEN_MAX_COMPONENTS];
     /* hops are in topological order: next[].hop is always greater than the hop's own number */
