@@ -89,7 +89,7 @@ class Instance:
 
     async def make_memory(self) -> None:
         """Make the segments that live as long as the instance."""
-        memory.check_room(self.layout, len(self.lanes))
+        memory.check_room(self.layout(), len(self.lanes))
         if self._context.settings.privileged:
             for lane in self.lanes:
                 lane.take_users()

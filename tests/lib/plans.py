@@ -85,7 +85,7 @@ def chain(
         "vnf_version": "1.0.0",
         "package": {"id": root.name, "root": str(root)},
         "pool": {"buffers": buffers, "buffer_bytes": 2048, "headroom": 256},
-        "flows": {"capacity": flows, "idle_timeout_ms": 120000},
+        "flows": {"capacity": flows, "idle_timeout_ms": 120000, "when_full": "idle"},
         "worker": {"cores": [None], "profile": "balanced", "component_cores": []},
         "ports": [{**port, **end} for port, end in zip(ports, ends, strict=True)],
         "components": [dict(entry) for entry in components],
