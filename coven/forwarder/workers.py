@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from coven.forwarder.instance_plan import InstancePlan
     from coven.model import Vnf
 
+DIVISIBLE = ("afpacket", "tap", "gen", "pcap")  # tools that can give each worker its part of a port
 KEYS = ("count", "cores", "component_cores", "profile")
 
 
@@ -71,6 +72,14 @@ def check_workers(plan: InstancePlan) -> None:
     if needed > limits.MAX_POOL_BYTES:
         raise _fault(f"the packet pools of {workers} workers come to {needed} bytes, more than {limits.MAX_POOL_BYTES}",
                      "each worker has a pool of its own: use fewer, or a smaller `pool`")  # fmt: skip
+    for port in plan.ports:
+        if port.tool not in DIVISIBLE:
+            raise CovenError(
+                "worker.invalid",
+                f"port {port.name}: the tool {port.tool} cannot divide packets among {workers} workers",
+                hint=f"use one worker, or one of these tools: {', '.join(DIVISIBLE)}",
+                where=Where(part=f"port {port.name}"),
+            )
     ports = {port.name: port for port in plan.ports}
     for number, path in enumerate(plan.paths):
         if ports[path.ingress].tool == "pcap":

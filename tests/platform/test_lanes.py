@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,22 @@ def test_each_worker_has_its_flows(platform: PlatformUnderTest, isolation: str) 
     assert len(found["components"][0]["replicas"]) == 2
     platform.execute("restart", INSTANCE)
     platform.execute("terminate", INSTANCE, force=True)
+
+
+def test_capture_files_belong_to_worker_0(platform: PlatformUnderTest, tmp_path: Path) -> None:
+    capture = tmp_path / "in.pcap"
+    frame = bytes(12) + b"\x08\x00" + bytes(50)
+    head = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1)
+    packet = struct.pack("<4I", 1, 0, len(frame), len(frame)) + frame
+    capture.write_bytes(head + packet * 100)
+    plan = plan_of(platform, "copy", 2)
+    ends = [plans.pcap_port("lan", capture), plans.pcap_port("wan", None, tmp_path / "out.pcap")]
+    plan["ports"] = [{**port, **end} for port, end in zip(plan["ports"], ends, strict=True)]
+    platform.deploy(plan)
+    end = all_sent(platform, 100)
+    assert [share["accounting"]["tx"] for share in end["workers"]] == [100, 0]
+    platform.execute("terminate", INSTANCE, force=True)
+    assert (tmp_path / "out.pcap").read_bytes().count(frame) == 100
 
 
 def pids(platform: PlatformUnderTest) -> list[int]:
