@@ -166,7 +166,7 @@ uint32_t coven_egress_flush(struct coven_worker *worker, uint16_t port)
             .data = coven_worker_buffer(worker, link->handle[i]) + meta->offset,
             .length = meta->length,
             .timestamp_ns = meta->timestamp_ns,
-            .cut = worker->book.ext[link->handle[i]].cut,
+            .cut = worker->may_be_cut ? worker->book.ext[link->handle[i]].cut : 0,
         };
     }
     record->port = port;

@@ -17,29 +17,30 @@ static uint32_t random_of(uint64_t x)
 
 static void fill_meta(struct coven_worker *worker, uint16_t port, const struct coven_rx *rx)
 {
-    const struct coven_meta line = {
-        .port = port,
-        .path = (uint16_t)worker->plan->ports[port].path,
-        .hop = COVEN_NO_HOP,
-        .flow = COVEN_NO_FLOW,
-    };
     struct coven_meta *metas = worker->book.meta;
     struct coven_meta_ext *exts = worker->book.ext;
+    const uint32_t *handles = rx->handles;
+    uint16_t path = (uint16_t)worker->plan->ports[port].path, n = rx->n;
     uint64_t random = worker->random;
 
-    for (uint16_t i = 0; i < rx->n; i++) {
-        uint32_t handle = rx->handles[i];
-        struct coven_meta *meta = &metas[handle];
+    for (uint16_t i = 0; i < n; i++) {
+        const struct coven_meta *received = &rx->meta[i];
 
-        *meta = line;
-        meta->handle = handle;
-        meta->offset = rx->meta[i].offset;
-        meta->length = rx->meta[i].length;
-        meta->timestamp_ns = rx->meta[i].timestamp_ns;
-        meta->random = random_of(random += 0x9e3779b97f4a7c15ull);
-        exts[handle].cut = rx->cut[i];
+        metas[handles[i]] = (struct coven_meta){
+            .handle = handles[i],
+            .offset = received->offset,
+            .length = received->length,
+            .port = port,
+            .path = path,
+            .hop = COVEN_NO_HOP,
+            .flow = COVEN_NO_FLOW,
+            .timestamp_ns = received->timestamp_ns,
+            .random = random_of(random += 0x9e3779b97f4a7c15ull),
+        };
     }
     worker->random = random;
+    for (uint16_t i = 0; i < n && worker->may_be_cut; i++)
+        exts[handles[i]].cut = rx->cut[i];
 }
 
 static void book(struct coven_worker *worker, uint16_t port, const struct coven_rx *rx)

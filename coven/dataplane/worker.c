@@ -239,6 +239,7 @@ int coven_worker_open_port(struct coven_worker *worker, uint16_t port, char *why
     link->port.index = port;
     link->port.position = &worker->book.ledger->port[port];
     link->port.ops = coven_port_ops_of(plan->tool);
+    worker->may_be_cut |= plan->tool == COVEN_PORT_PCAP;
     if (!link->port.ops) {
         snprintf(why, why_bytes, "port %.31s: this build has no NIC tool %u", plan->name, plan->tool);
         return -ENOTSUP;

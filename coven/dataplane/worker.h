@@ -136,7 +136,8 @@ struct coven_removal {
 struct coven_burst {
     const uint32_t *handle;
     uint16_t n;
-    bool is_shown;                         /* what follows is filled in, and the breadcrumb lists the packets */
+    bool is_shown; /* what follows is filled in, and the breadcrumb lists the packets */
+    bool is_timed;
     uint64_t since;                        /* cycles when the last component was done, or the journey began */
     uint32_t shape[COVEN_BURST];           /* offset and length as in pkts */
     struct coven_packet pkts[COVEN_BURST]; /* components get a copy */
@@ -168,6 +169,7 @@ struct coven_worker {
     struct coven_replica_link replica[COVEN_MAX_REPLICAS];
     struct coven_graph graph;
     struct coven_rx rx;
+    bool may_be_cut; /* a port reads capture files: only then packets have a meta_ext.cut, and somebody looks at it */
     bool path_has_flows[COVEN_MAX_PATHS + 1];        /* one more, for packets of no path */
     uint64_t path_fused_states[COVEN_MAX_PATHS + 1]; /* bit for each fused component on it that keeps flow state */
     struct coven_removal removal[COVEN_MAX_REMOVALS];

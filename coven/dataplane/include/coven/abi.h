@@ -380,7 +380,7 @@ enum coven_component_counter {
     COVEN_COMPONENT_CREATED,
     COVEN_COMPONENT_CONSUMED,
     COVEN_COMPONENT_VIOLATIONS, /* entries refused because the component may not say that */
-    COVEN_COMPONENT_CYCLES,     /* time stamp counter spent in it, fused only */
+    COVEN_COMPONENT_CYCLES, /* time stamp counter spent in it, fused only; taken from a random eighth of all bursts */
     COVEN_COMPONENT_RESTARTS,
     COVEN_COMPONENT_COUNTERS = 8,
 };
