@@ -36,8 +36,9 @@ FUNCTIONS = """
 uint64_t coven_ledger_bytes(const struct coven_plan *plan);
 uint64_t coven_ledger_breadcrumb_offset(void);
 int64_t coven_capture_check(int fd, char *why, size_t why_bytes);
+const char *coven_syscall_name(uint32_t architecture, uint32_t number);
 """
-INCLUDES: list[str] = ["ledger.h", "capture.h"]
+INCLUDES: list[str] = ["ledger.h", "capture.h", "syscalls.h"]
 
 # Headers whose whole content Python may use, but for inline functions; declared from their own text.
 FUNCTION_HEADERS: list[str] = ["ring.h", "control.h", "state.h", "client.h", "flow.h"]

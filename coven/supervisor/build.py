@@ -134,16 +134,20 @@ async def _run(
 
     group = f"build.{recipe.output.name}"
     folders = cgroup.create(context.cgroups, group, None)
+    features = context.settings.features
     sandbox = Sandbox(
         uid=uid,
         gid=uid,
         cgroups=tuple(map(str, folders)),
         limits=(("core", "0"), ("cpu", str(int(BUILD_TIMEOUT))), ("fsize", str(ARTIFACT_BYTES)), ("as", str(8 << 30))),
-        root=uid is not None,
+        root=features.root,
         binds=(str(recipe.output),),
         binds_ro=tuple(str(path) for path in recipe.read),
         binds_exact=(str(source.folder),),
-        new_net=uid is not None,
+        new_net=features.root,
+        new_user=features.user,
+        filter="component" if features.filter else None,
+        scope=features.scope,
     )
     read_end, write_end = os.pipe()
     collector = _Collector(read_end)

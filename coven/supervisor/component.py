@@ -16,6 +16,7 @@ from coven.errors import CovenError, Where
 from coven.supervisor import cgroup, memory, strays
 from coven.supervisor.backoff import BackOff
 from coven.supervisor.context import Context
+from coven.supervisor.guard import Guard
 from coven.supervisor.launch import ENVIRONMENT, Sandbox, program_folders, spawn
 from coven.supervisor.logs import BYTES_PER_SECOND, LogTail
 from coven.supervisor.process import Process, exit_text
@@ -70,6 +71,7 @@ class Replica:
         self.last_exit: str | None = None
         self.process: Process | None = None
         self.log = LogTail(context.settings.logs_dir / self.group)
+        self.guard = Guard(context.keeper, self.fds_name, self._tell_calls)
         self._agent: AsyncAgentClient | None = None
         self._agent_socket: socket.socket | None = None
         self._back_off = BackOff()
@@ -182,6 +184,7 @@ class Replica:
             "cgroup": str(self.folders[0]) if self.folders else None,
             "last_exit": self.last_exit,
             "last_output": self.log.texts(OUTPUT_LINES) if self.state in ("parked", "restarting") else [],
+            "refused_calls": dict(self.guard.total),
         }
 
     # ---- manifest -------------------------------------------------------------------------------
@@ -198,6 +201,7 @@ class Replica:
             "wanted": self._wanted,
             "restarts": self.restarts,
             "last_exit": self.last_exit,
+            "refused_calls": self.guard.total,
         }
 
     def recall(self, document: dict[str, Any]) -> None:
@@ -206,6 +210,7 @@ class Replica:
         if self.uid_number is not None:
             self._context.uids.add(self.uid_number)
         self.restarts, self.last_exit = int(document["restarts"]), document["last_exit"]
+        self.guard.total = {str(call): int(number) for call, number in document["refused_calls"].items()}
         self._wanted, state = bool(document["wanted"]), str(document["state"])
         fds = self._context.keeper.get(self.fds_name)
         if state == "ready" and document["pid"] and len(fds) == 5:
@@ -214,6 +219,7 @@ class Replica:
         if self.process is not None:
             self.state = state
             self._listen(fds)
+            self.guard.follow()
         else:
             self.state = "parked" if state == "parked" else "restarting" if self._wanted else "stopped"
 
@@ -236,9 +242,11 @@ class Replica:
         folders = cgroup.create(context.cgroups, self.group, self.plan.limits)
         self.log.clear()
         ends = self._make_descriptors()
+        watched = self.guard.expect()
         try:
-            pid = self._spawn(ends, tuple(map(str, folders)))
+            pid = self._spawn(ends, tuple(map(str, folders)), watched.fileno())
         finally:
+            watched.close()
             for fd in ends.values():
                 os.close(fd)
         self.process = Process.spawned(pid, context.keeper, self._died)
@@ -272,7 +280,7 @@ class Replica:
         self._agent = AsyncAgentClient(self._agent_socket, self.part)
         self.log.follow(fds[4])
 
-    def _spawn(self, ends: dict[int, int], cgroups: tuple[str, ...]) -> int:
+    def _spawn(self, ends: dict[int, int], cgroups: tuple[str, ...], watched: int) -> int:
         context, program, plan = self._context, self.program, self.plan
         if program is None:
             raise CovenError("platform.internal", f"{self.part} was not built")
@@ -281,16 +289,19 @@ class Replica:
         fds = {**ends, 2: ends[1], FD_REPLICA: segment, FD_STATE: state}
         if plan.isolation == "shared":
             (fds[FD_POOL],) = context.keeper.get(self._home.name("pool"))
-        privileged = context.settings.privileged
+        features = context.settings.features
         sandbox = Sandbox(
             uid=self.uid,
             gid=None if self.gid_number is None else context.uid(self.gid_number),
             cgroups=cgroups,
             limits=(("core", "0"), ("nofile", "1024"), ("memlock", "65536")),
-            root=privileged,
+            root=features.root,
             binds_ro=_unique((*program_folders(context.settings), *program.read)),
             binds_exact=(program.folder,),
-            new_net=privileged,
+            new_net=features.root,
+            new_user=features.user,
+            filter="component" if features.filter else None,
+            scope=features.scope,
             cpus=self._home.cores(),
         )
         ours = strays.environment(context.settings.platform_id, self.group)
@@ -299,7 +310,9 @@ class Replica:
         if fault and self.restarts == 0:  # fault-injection builds only know it, and only the first start has it
             env["COVEN_FAULT"] = fault
         try:
-            return spawn(context.settings, program.argv, fds=fds, env=env, cwd=program.folder, sandbox=sandbox)
+            tell = watched if features.tell or features.user else None
+            folder = program.folder
+            return spawn(context.settings, program.argv, fds=fds, env=env, cwd=folder, sandbox=sandbox, tell=tell)
         except OSError as error:
             raise CovenError(
                 "platform.no-resources", f"cannot start {self.part}: {error}", where=Where(part=self.part)
@@ -379,13 +392,15 @@ class Replica:
             await self.process.end()
         self.process = None
         self.log.stop()
+        self.guard.stop()
         if self._agent_socket is not None:
             self._agent_socket.close()
             self._agent_socket = self._agent = None
         self._context.keeper.drop(self.fds_name)
 
     async def _kill_group(self) -> None:
-        await strays.kill_group(self._context.settings.platform_id, self.group, self.folders)
+        platform = self._context.settings.platform_id
+        await strays.kill_group(platform, self.group, self.folders, self.guard.namespace)
 
     async def _farewell(self) -> None:
         """Ask it to stop in order; what it says does not matter."""
@@ -396,6 +411,13 @@ class Replica:
             await asyncio.wait_for(self.process.ended.wait(), STOP_GRACE)
         except (CovenError, TimeoutError):
             log.info("instance=%s %s did not stop in order", self._home.instance, self.part)
+
+    def _tell_calls(self, pid: int, calls: dict[str, int]) -> None:
+        """Tell the operator what it asked the kernel for and may not."""
+        log.warning("instance=%s %s pid=%d refused: %s", self._home.instance, self.part, pid, calls)
+        self._context.emit(
+            "component-violation", self._home.instance, self.part, kind="system-call", pid=pid, calls=calls
+        )
 
     # ---- death ----------------------------------------------------------------------------------
 

@@ -9,6 +9,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from coven.supervisor.features import Features
+
 UID_BASE = 1900000000
 WORKER_UID = 1  # above the base
 REPLICA_UID = 1000  # above the base: first of the pool for component replicas
@@ -30,6 +32,7 @@ class Settings:
     argv: tuple[str, ...]
     keeper_pid: int
     privileged: bool = field(default_factory=lambda: os.geteuid() == 0)
+    features: Features = Features()  # noqa: RUF009 - frozen; `main` asks the host
 
     @property
     def platform_id(self) -> str:

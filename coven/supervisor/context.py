@@ -24,7 +24,7 @@ class Context:
     uids: set[int] = field(default_factory=set)  # numbers in the pool that are in use
     interfaces: dict[str, str] = field(default_factory=dict)  # taken by a port -> "<instance> port <name>"
 
-    def emit(self, kind: str, instance: str | None = None, part: str | None = None, **more: Any) -> None:
+    def emit(self, kind: str, instance: str | None = None, part: str | None = None, /, **more: Any) -> None:
         """Tell an event to everybody who subscribed."""
         event = {"time": time.time(), "type": kind, "instance": instance, "part": part, **more}
         for listener in list(self.listeners):

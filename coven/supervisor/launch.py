@@ -28,7 +28,10 @@ class Sandbox:
     binds_ro: tuple[str, ...] = ()
     binds_exact: tuple[str, ...] = ()  # read only as well; refused if there is a symbolic link anywhere in the path
     all_processes: bool = False  # sees other users' processes in /proc
-    new_net: bool = False
+    new_net: bool = False  # and its own IPC objects and host name
+    new_user: bool = False  # a user namespace with nobody else in it
+    filter: str | None = None  # of system calls: "component" or "worker"
+    scope: bool = False  # signals reach only itself and what it starts
     nice: int | None = None
     cpus: tuple[int, ...] = ()  # to be pinned to; none: where we may run ourselves
     best_effort: bool = False
@@ -47,9 +50,14 @@ class Sandbox:
             ("--proc-all", self.root and self.all_processes),
             ("--new-net", self.new_net),
             ("--new-ipc", self.new_net),
+            ("--new-uts", self.new_net),
+            ("--new-user", self.new_user),
+            ("--scope", self.scope),
             ("--best-effort", self.best_effort),
         ):
             out += [flag] if said else []
+        if self.filter is not None:
+            out += ["--filter", self.filter]
         for cgroup in self.cgroups:
             out += ["--cgroup", cgroup]
         for name, value in self.limits:
@@ -83,18 +91,23 @@ def spawn(
     env: Mapping[str, str],
     cwd: str,
     sandbox: Sandbox,
+    tell: int | None = None,
 ) -> int:
     """Start a process and give its pid, which stays the same through coven-launch.
 
     fds: descriptor in the process -> descriptor here. Descriptor 2 is also where coven-launch complains.
+    tell: a socket that coven-launch sends the process's user namespace and the filter's listener to (guard.py).
     Raises OSError when not even coven-launch can be started.
     """
-    base = max([*fds.values(), 63]) + 1
+    base = max([*fds.values(), tell or 0, 63]) + 1
     arguments = [settings.launcher, *sandbox.arguments(), "--cwd", cwd]
     actions: list[tuple[int, int, int]] = []
     for number, (target, source) in enumerate(fds.items()):
         actions.append((os.POSIX_SPAWN_DUP2, source, base + number))
         arguments += ["--fd", f"{target}={base + number}"]
+    if tell is not None:
+        actions.append((os.POSIX_SPAWN_DUP2, tell, base + len(fds)))
+        arguments += ["--tell", str(base + len(fds))]
     if 2 in fds:
         actions.append((os.POSIX_SPAWN_DUP2, fds[2], 2))
     for key, value in env.items():

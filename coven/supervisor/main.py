@@ -9,12 +9,14 @@ import os
 import resource
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from coven.supervisor import cgroup, sweep
 from coven.supervisor.cgroup import Hierarchies
 from coven.supervisor.config import Settings, fallback_dir, parse_arguments
 from coven.supervisor.context import Context
+from coven.supervisor.features import probe
 from coven.supervisor.keeper import Keeper
 from coven.supervisor.platform import Platform
 from coven.supervisor.requests import handlers
@@ -32,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     make_folders(settings)
+    settings = replace(settings, features=probe(settings.launcher))
     try:
         keeper = Keeper(settings)
         keeper.load()

@@ -57,13 +57,14 @@ class Platform:
 
     def degraded(self) -> list[str]:
         """Say what could not be had on this host."""
+        missing = self.context.settings.features.missing()
         if self.context.settings.privileged:
-            return list(self.context.cgroups.missing)
+            return [*self.context.cgroups.missing, *missing]
         return [
             "not root: all components run as one user, not isolated from each other by user id",
             "not root: no memory, cpu and pids limits (cgroups)",
-            "not root: no private root and network namespace for components",
             "not root: only ports of the tools pcap and gen can be opened",
+            *missing,
         ]
 
     # ---- operations -----------------------------------------------------------------------------

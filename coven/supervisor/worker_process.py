@@ -22,6 +22,8 @@ def worker_sandbox(settings: Settings, cgroups: tuple[str, ...], core: int | Non
         root=settings.privileged,
         binds_ro=program_folders(settings),
         new_net=settings.privileged,
+        new_user=settings.features.user,
+        filter="worker" if settings.features.filter else None,
         cpus=() if core is None else (core,),
     )
 

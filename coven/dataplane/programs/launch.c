@@ -6,7 +6,13 @@
  *   --uid N, --gid N            numeric user and group; all other groups are dropped
  *   --cgroup DIR                join this cgroup (several: v1 hierarchies)
  *   --rlimit-NAME SOFT[:HARD]   as, core, cpu, data, fsize, memlock, nofile, nproc, stack ("unlimited" is a number)
- *   --new-net, --new-ipc        namespaces of its own
+ *   --new-net, --new-ipc, --new-uts  namespaces of its own
+ *   --new-user                  a user namespace of its own that knows only this user and group; without root it also
+ *                               gives the other namespaces and --root
+ *   --filter component|worker   only the system calls of syscalls.def
+ *   --tell M                    what the filter tells of goes to a supervisor: descriptor M is a socket that gets one
+ *                               message with the listener (`filter`) and the user namespace (`user`), if there are any
+ *   --scope                     signals and abstract sockets reach only itself and its children (Landlock)
  *   --root                      a private root: the host's system folders read only, /proc, /dev, /tmp
  *   --proc-all                  there, /proc also shows processes of other users
  *   --bind PATH, --bind-ro PATH and these, at the same place (imply nothing without --root)
@@ -16,14 +22,14 @@
  *   --cwd DIR, --nice N, --cpu LIST
  *   --best-effort               as root only what root can do is skipped instead of refused
  *
+ *   coven-launch --probe        says what of this works here: `user`, `root`, `filter`, `tell`, `scope`
+ *
  * Always: no_new_privs, no capabilities, own session, signals at their defaults. A step that fails is told on
  * standard error with its errno; the exit status is then 125 and nothing of PROGRAM has run.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
-#include <linux/capability.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -34,8 +40,8 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "launch.h"
@@ -55,9 +61,10 @@ struct limit {
 };
 
 static struct {
-    bool has_uid, has_gid, new_net, new_ipc, root, proc_all, best_effort, has_nice, has_cpu;
-    uid_t uid;
-    gid_t gid;
+    bool new_net, new_ipc, new_uts, root, proc_all, best_effort, has_nice, has_cpu, scope;
+    struct launch_user user;
+    enum launch_filter filter;
+    int tell; /* socket, -1: none */
     int nice;
     cpu_set_t cpu;
     const char *cwd;
@@ -68,7 +75,7 @@ static struct {
     char *env[MAX_ENV + 1];
     unsigned n_cgroups, n_limits, n_binds, n_fds, n_env;
     char **argv;
-} want;
+} want = {.tell = -1};
 
 /* Standard error of the caller: told there even when descriptor 2 has become something else. */
 static int complaints = STDERR_FILENO;
@@ -204,6 +211,12 @@ static bool set_flag(const char *option)
         want.new_net = true;
     else if (!strcmp(option, "--new-ipc"))
         want.new_ipc = true;
+    else if (!strcmp(option, "--new-uts"))
+        want.new_uts = true;
+    else if (!strcmp(option, "--new-user"))
+        want.user.own_namespace = true;
+    else if (!strcmp(option, "--scope"))
+        want.scope = true;
     else if (!strcmp(option, "--root"))
         want.root = true;
     else if (!strcmp(option, "--proc-all"))
@@ -215,14 +228,23 @@ static bool set_flag(const char *option)
     return true;
 }
 
+static enum launch_filter filter_kind(const char *option, const char *text)
+{
+    if (!strcmp(text, "component"))
+        return LAUNCH_FILTER_COMPONENT;
+    if (!strcmp(text, "worker"))
+        return LAUNCH_FILTER_WORKER;
+    launch_die(0, "%s: %s is neither component nor worker", option, text);
+}
+
 static void set_option(const char *option, char *value)
 {
     if (!strcmp(option, "--uid")) {
-        want.uid = (uid_t)number(option, value, 0, UINT32_MAX - 1);
-        want.has_uid = true;
+        want.user.uid = (uid_t)number(option, value, 0, UINT32_MAX - 1);
+        want.user.has_uid = true;
     } else if (!strcmp(option, "--gid")) {
-        want.gid = (gid_t)number(option, value, 0, UINT32_MAX - 1);
-        want.has_gid = true;
+        want.user.gid = (gid_t)number(option, value, 0, UINT32_MAX - 1);
+        want.user.has_gid = true;
     } else if (!strcmp(option, "--cgroup")) {
         if (want.n_cgroups == MAX_LIST)
             launch_die(0, "too many cgroups");
@@ -238,6 +260,10 @@ static void set_option(const char *option, char *value)
         want.binds[want.n_binds - 1].exact = true;
     } else if (!strcmp(option, "--fd")) {
         add_fd(option, value);
+    } else if (!strcmp(option, "--filter")) {
+        want.filter = filter_kind(option, value);
+    } else if (!strcmp(option, "--tell")) {
+        want.tell = (int)number(option, value, 0, INT32_MAX);
     } else if (!strcmp(option, "--env")) {
         if (want.n_env == MAX_ENV || !strchr(value, '='))
             launch_die(0, "--env %s: not KEY=VALUE, or there are too many", value);
@@ -346,29 +372,6 @@ static void join_cgroup(const char *folder)
     launch_need(write_text(path, "0"), "--cgroup", folder);
 }
 
-/* ---- user and capabilities --------------------------------------------------------------------- */
-
-static void drop_privileges(void)
-{
-    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
-    struct __user_cap_data_struct none[2] = {{0, 0, 0}, {0, 0, 0}};
-
-    if (want.has_uid || want.has_gid)
-        launch_need(setgroups(0, NULL), "dropping groups", NULL);
-    if (want.has_gid)
-        launch_need(setresgid(want.gid, want.gid, want.gid), "--gid", NULL);
-    for (int cap = 0; prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; cap++)
-        if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0 && errno != EPERM)
-            launch_die(errno, "dropping capability %d", cap);
-    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-    if (want.has_uid)
-        launch_need(setresuid(want.uid, want.uid, want.uid), "--uid", NULL);
-    if (syscall(SYS_capset, &header, none) < 0)
-        launch_die(errno, "dropping capabilities");
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
-        launch_die(errno, "no_new_privs");
-}
-
 static void default_signals(void)
 {
     sigset_t none;
@@ -379,8 +382,63 @@ static void default_signals(void)
     sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
+/* Hand the listener of the filter, and the namespace that everything it starts stays in, to whoever watches it. */
+static void tell_watcher(int namespace, int listener)
+{
+    int fds[2];
+    unsigned n = 0;
+    char text[32] = "";
+    union {
+        struct cmsghdr header;
+        char bytes[CMSG_SPACE(sizeof(fds))];
+    } control = {.bytes = {0}};
+    struct iovec part = {.iov_base = text};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+
+    if (namespace >= 0) {
+        fds[n++] = namespace;
+        strcat(text, "user ");
+    }
+    if (listener >= 0) {
+        fds[n++] = listener;
+        strcat(text, "filter ");
+    }
+    if (n == 0)
+        return;
+    part.iov_len = strlen(text);
+    message.msg_control = control.bytes;
+    message.msg_controllen = CMSG_SPACE(n * sizeof(int));
+    control.header.cmsg_level = SOL_SOCKET;
+    control.header.cmsg_type = SCM_RIGHTS;
+    control.header.cmsg_len = CMSG_LEN(n * sizeof(int));
+    memcpy(CMSG_DATA(&control.header), fds, n * sizeof(int));
+    if (sendmsg(want.tell, &message, MSG_NOSIGNAL) < 0)
+        launch_die(errno, "--tell");
+}
+
+static void set_surroundings(void)
+{
+    if (want.new_net)
+        launch_need(unshare(CLONE_NEWNET), "--new-net", NULL);
+    if (want.new_ipc)
+        launch_need(unshare(CLONE_NEWIPC), "--new-ipc", NULL);
+    if (want.new_uts && !unshare(CLONE_NEWUTS))
+        launch_need(sethostname("coven", 5), "--new-uts", NULL);
+    if (want.root)
+        launch_build_root(want.binds, want.n_binds, want.proc_all);
+    if (want.cwd && chdir(want.cwd) < 0)
+        launch_die(errno, "--cwd %s", want.cwd);
+    for (unsigned i = 0; i < want.n_limits; i++)
+        if (setrlimit((__rlimit_resource_t)want.limits[i].resource, &want.limits[i].value) < 0)
+            launch_die(errno, "setting a limit");
+}
+
 int main(int argc, char **argv)
 {
+    int namespace = -1, listener = -1;
+
+    if (argc == 2 && !strcmp(argv[1], "--probe"))
+        return launch_probe();
     parse(argc, argv);
     place_descriptors();
     default_signals();
@@ -392,18 +450,17 @@ int main(int argc, char **argv)
         launch_need(setpriority(PRIO_PROCESS, 0, want.nice), "--nice", NULL);
     if (want.has_cpu && sched_setaffinity(0, sizeof(want.cpu), &want.cpu) < 0)
         launch_die(errno, "--cpu");
-    if (want.new_net)
-        launch_need(unshare(CLONE_NEWNET), "--new-net", NULL);
-    if (want.new_ipc)
-        launch_need(unshare(CLONE_NEWIPC), "--new-ipc", NULL);
-    if (want.root)
-        launch_build_root(want.binds, want.n_binds, want.proc_all);
-    if (want.cwd && chdir(want.cwd) < 0)
-        launch_die(errno, "--cwd %s", want.cwd);
-    for (unsigned i = 0; i < want.n_limits; i++)
-        if (setrlimit((__rlimit_resource_t)want.limits[i].resource, &want.limits[i].value) < 0)
-            launch_die(errno, "setting a limit");
-    drop_privileges();
+    launch_begin_user(&want.user);
+    set_surroundings();
+    launch_become_user(&want.user);
+    if (want.tell >= 0 && want.user.own_namespace)
+    namespace = open("/proc/self/ns/user", O_RDONLY | O_CLOEXEC);
+    if (want.scope)
+        launch_set_scope();
+    if (want.filter != LAUNCH_FILTER_NONE)
+        listener = launch_set_filter(want.filter, want.tell >= 0 && want.filter == LAUNCH_FILTER_COMPONENT);
+    if (want.tell >= 0)
+        tell_watcher(namespace, listener);
     execve(want.argv[0], want.argv, want.env);
     launch_die(errno, "%s", want.argv[0]);
 }

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <sched.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
@@ -17,14 +18,40 @@
 static const char *const system_folders[] = {"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc"};
 static const char *const devices[] = {"/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"};
 
-static void make_parents(char *path)
+/* Open a place of the private root as the process will see it: links in it, absolute ones too, lead to places in it,
+ * never to the host's. */
+static int open_inside(int stage, const char *path, uint64_t flags)
 {
-    for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
-        *slash = 0;
-        if (mkdir(path, 0755) < 0 && errno != EEXIST)
-            launch_die(errno, "private root: %s", path);
-        *slash = '/';
+    struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT};
+
+    return (int)syscall(SYS_openat2, stage, path, &how, sizeof(how));
+}
+
+/* Give the folder that `path` lies in, made as far as it is not there; *name becomes the last part of the path. */
+static int open_parent(int stage, const char *path, const char **name)
+{
+    char prefix[4096];
+    int folder = open_inside(stage, "/", O_PATH | O_DIRECTORY);
+    const char *begin = path + 1;
+
+    for (const char *slash = strchr(begin, '/'); slash; begin = slash + 1, slash = strchr(begin, '/')) {
+        char part[256];
+        int next;
+
+        if ((size_t)(slash - path) >= sizeof(prefix) || (size_t)(slash - begin) >= sizeof(part))
+            launch_die(ENAMETOOLONG, "private root: %s", path);
+        snprintf(prefix, sizeof(prefix), "%.*s", (int)(slash - path), path);
+        snprintf(part, sizeof(part), "%.*s", (int)(slash - begin), begin);
+        next = open_inside(stage, prefix, O_PATH | O_DIRECTORY);
+        if (next < 0 && errno == ENOENT && !mkdirat(folder, part, 0755))
+            next = open_inside(stage, prefix, O_PATH | O_DIRECTORY);
+        if (next < 0)
+            launch_die(errno, "private root: %s", prefix);
+        close(folder);
+        folder = next;
     }
+    *name = begin;
+    return folder;
 }
 
 /* Take a copy of the mount at bind->path while the old root is still there. */
@@ -64,33 +91,33 @@ static void copy_tree(struct bind *bind)
         launch_die(errno, "mount_setattr %s", bind->path);
 }
 
-/* Put the copy at its path below `stage`. */
-static void attach_tree(const char *stage, const struct bind *bind)
+/* Put the copy at its path in the private root. */
+static void attach_tree(int stage, const struct bind *bind)
 {
-    char path[4096];
-    int n = snprintf(path, sizeof(path), "%s%s", stage, bind->path);
+    const char *name;
+    int parent = open_parent(stage, bind->path, &name), place;
 
-    if (n < 0 || (size_t)n >= sizeof(path))
-        launch_die(ENAMETOOLONG, "%s", bind->path);
-    make_parents(path);
     if (bind->tree < 0) {
-        if (symlink(bind->link, path) < 0 && errno != EEXIST)
+        if (symlinkat(bind->link, parent, name) < 0 && errno != EEXIST)
             launch_die(errno, "private root: link %s", bind->path);
+        close(parent);
         return;
     }
-    if (bind->folder) {
-        if (mkdir(path, 0755) < 0 && errno != EEXIST)
-            launch_die(errno, "private root: %s", bind->path);
-    } else {
-        int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+    place = open_inside(stage, bind->path, O_PATH);
+    if (place < 0 && errno == ENOENT) {
+        int made =
+            bind->folder ? mkdirat(parent, name, 0755) : openat(parent, name, O_CREAT | O_EXCL | O_CLOEXEC, 0644);
 
-        if (fd < 0 && errno != EEXIST && errno != EROFS)
-            launch_die(errno, "private root: %s", bind->path);
-        if (fd >= 0)
-            close(fd);
+        if (made > 0)
+            close(made);
+        place = made < 0 ? -1 : open_inside(stage, bind->path, O_PATH);
     }
-    if (move_mount(bind->tree, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH) < 0)
+    if (place < 0)
+        launch_die(errno, "private root: %s", bind->path);
+    if (move_mount(bind->tree, "", place, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH) < 0)
         launch_die(errno, "move_mount %s", bind->path);
+    close(place);
+    close(parent);
     close(bind->tree);
 }
 
@@ -124,6 +151,12 @@ static const char *mount_stage(void)
     launch_die(errno, "mounting a private root on /tmp, /run, /mnt or /var");
 }
 
+/* Only root may mount a /proc that shows the host's processes; others get the host's own, read only. */
+static bool proc_is_ours(void)
+{
+    return geteuid() == 0;
+}
+
 static void mount_proc_and_tmp(const char *stage, bool proc_all)
 {
     char path[64];
@@ -131,7 +164,8 @@ static void mount_proc_and_tmp(const char *stage, bool proc_all)
     snprintf(path, sizeof(path), "%s/proc", stage);
     if (mkdir(path, 0755) < 0)
         launch_die(errno, "private root: /proc");
-    if (mount("proc", path, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, proc_all ? NULL : "hidepid=2") < 0)
+    if (proc_is_ours() &&
+        mount("proc", path, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, proc_all ? NULL : "hidepid=2") < 0)
         launch_die(errno, "private root: mounting /proc");
     snprintf(path, sizeof(path), "%s/tmp", stage);
     if (mkdir(path, 0755) < 0 && errno != EEXIST)
@@ -161,9 +195,10 @@ static void enter_root(const char *stage)
 
 void launch_build_root(struct bind *binds, unsigned n_binds, bool proc_all)
 {
-    struct bind system[sizeof(system_folders) / sizeof(system_folders[0]) + sizeof(devices) / sizeof(devices[0])];
+    struct bind system[sizeof(system_folders) / sizeof(system_folders[0]) + sizeof(devices) / sizeof(devices[0]) + 1];
     unsigned n_system = 0;
     const char *stage;
+    int inside;
 
     if (unshare(CLONE_NEWNS) < 0) {
         launch_need(-1, "--root: a mount namespace", NULL);
@@ -174,16 +209,22 @@ void launch_build_root(struct bind *binds, unsigned n_binds, bool proc_all)
             system[n_system++] = (struct bind){.path = system_folders[i], .tree = -1};
     for (size_t i = 0; i < sizeof(devices) / sizeof(devices[0]); i++)
         system[n_system++] = (struct bind){.path = devices[i], .writable = true, .tree = -1};
+    if (!proc_is_ours())
+        system[n_system++] = (struct bind){.path = "/proc", .tree = -1};
     for (unsigned i = 0; i < n_system; i++)
         copy_tree(&system[i]);
     for (unsigned i = 0; i < n_binds; i++)
         copy_tree(&binds[i]);
     make_private();
     stage = mount_stage();
-    for (unsigned i = 0; i < n_system; i++)
-        attach_tree(stage, &system[i]);
     mount_proc_and_tmp(stage, proc_all);
+    inside = open(stage, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (inside < 0)
+        launch_die(errno, "private root: %s", stage);
+    for (unsigned i = 0; i < n_system; i++)
+        attach_tree(inside, &system[i]);
     for (unsigned i = 0; i < n_binds; i++)
-        attach_tree(stage, &binds[i]);
+        attach_tree(inside, &binds[i]);
+    close(inside);
     enter_root(stage);
 }
