@@ -19,7 +19,7 @@ bool coven_graph_is_halted(const struct coven_worker *worker)
         if (component->isolation == COVEN_FUSED && !worker->component[c].fused.runtime)
             return true;
         for (uint32_t r = 0; component->isolation != COVEN_FUSED && r < component->n_replicas; r++)
-            if (!worker->replica[component->first_replica + r].attached)
+            if (!coven_replica_is_up(&worker->replica[component->first_replica + r]))
                 return true;
     }
     return false;

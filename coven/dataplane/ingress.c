@@ -57,6 +57,8 @@ static void book(struct coven_worker *worker, uint16_t port, const struct coven_
         coven_book_count(b, COVEN_CELL_PATH(path, COVEN_PATH_RX_PKTS), rx->frames);
         coven_book_count(b, COVEN_CELL_PATH(path, COVEN_PATH_RX_BYTES), rx->bytes);
     }
+    if (rx->n_refused > 0)
+        coven_book_count(b, rx->refused_cell, rx->n_refused);
     for (uint16_t i = 0; i < rx->n_drops; i++)
         coven_book_count(b, COVEN_CELL_DROP(COVEN_SCOPE_PORT(port), rx->drops[i].reason), rx->drops[i].n);
     coven_book_own_all(b, rx->handles, rx->n, coven_owner(COVEN_OWNER_WORKER, 0, 0, 0));
@@ -105,6 +107,7 @@ void coven_ingress_prepare(struct coven_worker *worker, uint16_t port)
 
     link->window = 0;
     link->n_behind = 0;
+    coven_admit_prepare(worker, port);
     if (!can_wait(&plan->ports[port]))
         return;
     for (uint32_t h = 0; h < plan->n_hops; h++) {
@@ -149,7 +152,7 @@ uint32_t coven_ingress_burst(struct coven_worker *worker, uint16_t port)
     uint16_t room = coven_ingress_room(worker, port);
 
     /* commits what is open if it must, so nothing becomes free between the peek and the booking */
-    coven_book_room(&worker->book, COVEN_BURST + COVEN_LENDING_OWNERS, 4 + COVEN_RX_DROPS + 4, 3 + COVEN_LENDING_WORDS);
+    coven_book_room(&worker->book, COVEN_BURST + COVEN_LENDING_OWNERS, 4 + COVEN_RX_DROPS + 5, 3 + COVEN_LENDING_WORDS);
     rx->handles = p->ops->lending ? rx->brought : handles;
     rx->n_handles = p->ops->lending ? room : coven_book_peek_free(&worker->book, handles, room);
     if (rx->n_handles == 0)
@@ -160,6 +163,7 @@ uint32_t coven_ingress_burst(struct coven_worker *worker, uint16_t port)
     rx->bytes = 0;
     rx->created = 0;
     rx->n_drops = 0;
+    coven_admit_begin(worker, port, rx);
     rx->position[0] = p->position->rx[0];
     rx->position[1] = p->position->rx[1];
     p->ops->rx_burst(p, rx);
@@ -171,6 +175,8 @@ uint32_t coven_ingress_burst(struct coven_worker *worker, uint16_t port)
     }
     COVEN_FAULT("worker-after-rx");
     fill_meta(worker, port, rx);
+    for (uint16_t i = 0; worker->urgent && i < rx->n; i++)
+        worker->urgent[rx->handles[i]] = rx->n_rules > 0 && rx->urgent[i];
     book(worker, port, rx);
     p->ops->rx_release(p);
     if (p->ops->lending)

@@ -43,6 +43,12 @@ struct coven_rx {
     const uint32_t *handles; /* free buffers that the port may fill, in this order */
     uint16_t n_handles;      /* at most COVEN_BURST */
     uint64_t now_ns;         /* CLOCK_REALTIME */
+    /* admission: coven_rx_admit() (port_rx.h) */
+    uint32_t room;         /* packets that there is room for behind the port; counts down */
+    uint32_t reserve;      /* of these, for packets with priority */
+    uint32_t n_rules;      /* 0: no packet has priority */
+    uint32_t refused_cell; /* counter of what is refused */
+    const struct coven_plan_priority *rules;
 
     uint16_t n;                          /* buffers filled: handles[0..n-1] */
     struct coven_meta meta[COVEN_BURST]; /* offset, length and timestamp_ns of each; the rest untouched */
@@ -57,7 +63,10 @@ struct coven_rx {
         uint16_t n;
     } drops[COVEN_RX_DROPS]; /* frames (or created segments) that did not get into a buffer */
     uint16_t n_drops;
-    uint64_t position[2]; /* port->position->rx once this burst is booked */
+    uint16_t n_refused;       /* frames for which there was no room; counted by coven_rx_admit() */
+    bool is_urgent;           /* the frame that was admitted last has priority; stays 0 without rules */
+    bool urgent[COVEN_BURST]; /* by packet */
+    uint64_t position[2];     /* port->position->rx once this burst is booked */
 
     /* set by ports that lend: */
     uint32_t brought[COVEN_BURST];  /* `handles` points here: the buffers that packets came in */

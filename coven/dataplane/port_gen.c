@@ -168,6 +168,8 @@ static void rx_burst(struct coven_port *port, struct coven_rx *rx)
             coven_rx_drop(rx, COVEN_DROP_OVERSIZE, 1);
             continue;
         }
+        if (!coven_rx_admit(rx, NULL, 0)) /* what is made here has no priority */
+            continue;
         if (bytes != self->bytes || source != self->source)
             fill_template(self, bytes, source);
         write_packet(self, FIRST_PORT + number % FLOW_PORTS, n + plan->gen_first_packet,

@@ -129,7 +129,7 @@ static void put_packet(struct coven_port *port, struct coven_rx *rx, const struc
         coven_rx_drop(rx, COVEN_DROP_TRUNCATED, 1);
     } else if (packet->captured > coven_rx_room(rx) || packet->captured > UINT16_MAX) {
         coven_rx_drop(rx, COVEN_DROP_OVERSIZE, 1);
-    } else {
+    } else if (coven_rx_admit(rx, packet->data, packet->captured)) {
         memcpy(coven_rx_take(rx, packet->captured, packet->timestamp_ns), packet->data, packet->captured);
         rx->cut[rx->n - 1] = cut;
     }

@@ -12,6 +12,8 @@ void coven_rx_begin(struct coven_rx *rx, const struct coven_port_position *posit
     rx->bytes = 0;
     rx->created = 0;
     rx->n_drops = 0;
+    rx->n_refused = 0;
+    rx->is_urgent = false;
     rx->position[0] = position->rx[0];
     rx->position[1] = position->rx[1];
 }
@@ -36,13 +38,16 @@ bool coven_rx_frame(struct coven_rx *rx, const struct coven_frame *frame, uint64
 {
     struct coven_split split;
     uint32_t length;
-    int result = coven_split_plan(frame, &split);
 
     if (*segment == 0) {
         rx->frames++;
         rx->bytes += frame->length + (frame->has_tag ? 4u : 0u);
+        if (!coven_rx_admit(rx, frame->data, frame->length))
+            return true;
+    } else if (rx->n_rules > 0) {
+        rx->is_urgent = coven_priority_match(rx->rules, rx->n_rules, frame->data, frame->length);
     }
-    if (result != 0) {
+    if (coven_split_plan(frame, &split) != 0) {
         coven_rx_drop(rx, COVEN_DROP_OFFLOAD_MALFORMED, 1);
         return true;
     }
@@ -57,8 +62,10 @@ bool coven_rx_frame(struct coven_rx *rx, const struct coven_frame *frame, uint64
             return false;
         length = coven_split_bytes(frame, &split, *segment);
         coven_split_write(frame, &split, *segment, coven_rx_take(rx, length, timestamp_ns));
-        if (*segment > 0)
+        if (*segment > 0) {
             rx->created++;
+            rx->room -= rx->room > 0;
+        }
     }
     return true;
 }

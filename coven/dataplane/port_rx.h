@@ -9,6 +9,7 @@
 #include "drop_reasons.h"
 #include "offload.h"
 #include "port.h"
+#include "priority.h"
 
 /* Forget the last burst: everything that the port sets is empty, the position as it is booked. */
 void coven_rx_begin(struct coven_rx *rx, const struct coven_port_position *position);
@@ -22,6 +23,22 @@ static inline uint32_t coven_rx_room(const struct coven_rx *rx)
     return rx->buffer_bytes > rx->headroom ? rx->buffer_bytes - rx->headroom : 0;
 }
 
+/* Whether a frame may come in; asked with the frame still where the kernel put it, once for each that is counted in
+ * rx->frames, before anything else is spent on it. False: it is counted as dropped, and the port goes on to the next.
+ * A port that does not fill its packets with coven_rx_take() copies rx->is_urgent to rx->urgent[] itself if there are
+ * rules. */
+static inline bool coven_rx_admit(struct coven_rx *rx, const uint8_t *data, uint32_t length)
+{
+    if (rx->n_rules > 0)
+        rx->is_urgent = coven_priority_match(rx->rules, rx->n_rules, data, length);
+    if (rx->room > (rx->is_urgent ? 0 : rx->reserve)) {
+        rx->room--;
+        return true;
+    }
+    rx->n_refused++;
+    return false;
+}
+
 /* The next buffer, for a packet of `length` bytes (at most coven_rx_room()): the caller writes it. */
 static inline uint8_t *coven_rx_take(struct coven_rx *rx, uint32_t length, uint64_t timestamp_ns)
 {
@@ -32,6 +49,8 @@ static inline uint8_t *coven_rx_take(struct coven_rx *rx, uint32_t length, uint6
     meta->length = (uint16_t)length;
     meta->timestamp_ns = timestamp_ns;
     rx->cut[rx->n] = 0;
+    if (rx->n_rules > 0)
+        rx->urgent[rx->n] = rx->is_urgent;
     rx->n++;
     return rx->pool_data + (uint64_t)handle * rx->buffer_bytes + rx->headroom;
 }

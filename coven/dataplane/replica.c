@@ -39,21 +39,6 @@ struct coven_replica_link *coven_replica_choose(struct coven_worker *worker, uin
     return &worker->replica[plan->first_replica + n];
 }
 
-/* How many packets it can be given now. */
-static uint32_t room_of(struct coven_replica_link *link, uint16_t wanted)
-{
-    uint32_t has = coven_replica_has(link) + link->n_quarantine;
-    uint32_t room = has < link->most ? link->most - has : 0;
-    uint32_t queue = link->given_mask + 1u - (link->in.position - link->given_head);
-    uint32_t ring = coven_ring_room(&link->in, wanted);
-
-    room = ring < room ? ring : room;
-    room = queue < room ? queue : room;
-    if (link->buffers && link->n_free_copies < room)
-        room = link->n_free_copies;
-    return room < wanted ? room : wanted;
-}
-
 /* Write one entry beyond the tail, with its line beside it; it is shown with coven_replica_publish(). */
 static void put_entry(struct coven_worker *worker, struct coven_replica_link *link, uint16_t hop, uint32_t handle,
                       uint32_t position)
@@ -82,12 +67,37 @@ static void put_entry(struct coven_worker *worker, struct coven_replica_link *li
     }
 }
 
+/* Choose the packets that there is room for, in their order; for those with priority there may be more. */
+static uint32_t choose(const struct coven_worker *worker, const struct coven_replica_link *link, uint32_t room,
+                       uint32_t *handles, uint16_t n)
+{
+    uint32_t refused[COVEN_BURST], chosen = 0, n_refused = 0;
+
+    for (uint16_t i = 0; i < n; i++) {
+        uint32_t keep = worker->urgent[handles[i]] ? 0 : link->reserve;
+
+        if (room - chosen > keep)
+            handles[chosen++] = handles[i];
+        else
+            refused[n_refused++] = handles[i];
+    }
+    memcpy(handles + chosen, refused, sizeof(handles[0]) * n_refused);
+    return chosen;
+}
+
 /* Everything beyond in.position is scratch until the position is in the ledger. */
 static void give(struct coven_worker *worker, struct coven_replica_link *link, uint16_t hop, const uint32_t *handles,
                  uint16_t n)
 {
-    uint32_t room = room_of(link, n);
+    uint32_t room = coven_replica_room(link, n + link->reserve), sorted[COVEN_BURST];
 
+    if (room < n + link->reserve && worker->urgent) {
+        memcpy(sorted, handles, sizeof(sorted[0]) * n);
+        handles = sorted;
+        room = choose(worker, link, room, sorted, n);
+    } else if (room > n) {
+        room = n;
+    }
     coven_book_room(&worker->book, n, 2, 1);
     for (uint32_t i = 0; i < room; i++)
         put_entry(worker, link, hop, handles[i], link->in.position + i);
@@ -106,7 +116,7 @@ static void give(struct coven_worker *worker, struct coven_replica_link *link, u
 static void give_or_down(struct coven_worker *worker, struct coven_replica_link *link, uint16_t hop,
                          const uint32_t *handles, uint16_t n)
 {
-    if (link->attached)
+    if (coven_replica_is_up(link))
         give(worker, link, hop, handles, n);
     else
         coven_graph_component_down(worker, hop, handles, n);

@@ -235,6 +235,14 @@ static uint32_t most_of(const struct coven_plan *plan, const struct coven_plan_c
     return component->n_buffers < share ? component->n_buffers : share;
 }
 
+/* Room for packets with priority. */
+static uint32_t reserve_of(uint32_t most, const struct coven_plan_component *component)
+{
+    uint32_t share = (most < component->ring_size ? most : component->ring_size) / 8u;
+
+    return share < 2 * COVEN_BURST ? share : 2 * COVEN_BURST;
+}
+
 int coven_replica_prepare(struct coven_worker *worker)
 {
     const struct coven_plan *plan = worker->plan;
@@ -250,6 +258,7 @@ int coven_replica_prepare(struct coven_worker *worker)
             link->component = c;
             link->number = (uint16_t)number;
             link->most = most_of(plan, component);
+            link->reserve = plan->n_priorities > 0 ? reserve_of(link->most, component) : 0;
             link->in.doorbell = -1;
             link->out.doorbell = -1;
             coven_track_clear(&link->kept);

@@ -109,6 +109,7 @@ void coven_worker_free(struct coven_worker *worker)
     coven_segment_unmap(&worker->ledger_segment);
     coven_segment_unmap(&worker->stats_segment);
     free(worker->track);
+    free(worker->urgent);
     free(worker);
 }
 
@@ -150,8 +151,9 @@ static int check_plan(const struct coven_plan *plan, char *why, size_t why_bytes
 {
     if (plan->n_ports > COVEN_MAX_PORTS || plan->n_components > COVEN_MAX_COMPONENTS ||
         plan->n_replicas > COVEN_MAX_REPLICAS || plan->n_hops > COVEN_MAX_HOPS || plan->n_paths > COVEN_MAX_PATHS ||
-        plan->n_buffers == 0 || plan->buffer_bytes < 2048 || plan->buffer_bytes > 1u << 16 ||
-        (plan->buffer_bytes & (plan->buffer_bytes - 1)) != 0 || plan->headroom >= plan->buffer_bytes)
+        plan->n_priorities > COVEN_MAX_PRIORITIES || plan->n_buffers == 0 || plan->buffer_bytes < 2048 ||
+        plan->buffer_bytes > 1u << 16 || (plan->buffer_bytes & (plan->buffer_bytes - 1)) != 0 ||
+        plan->headroom >= plan->buffer_bytes)
         return refuse(why, why_bytes, "a number of its", 0);
     for (uint32_t c = 0; c < plan->n_components; c++)
         if (check_component(plan, &plan->components[c]))
@@ -281,6 +283,10 @@ int coven_worker_ready(struct coven_worker *worker, char *why, size_t why_bytes)
         return error;
     }
     worker->track = calloc(worker->plan->n_buffers, sizeof(worker->track[0]));
+    if (worker->plan->n_priorities > 0)
+        worker->urgent = calloc(worker->plan->n_buffers, sizeof(worker->urgent[0]));
+    if (worker->plan->n_priorities > 0 && !worker->urgent)
+        return -ENOMEM;
     error = worker->track ? coven_replica_prepare(worker) : -ENOMEM;
     if (!error)
         error = open_ports(worker, why, why_bytes);

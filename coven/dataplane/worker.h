@@ -3,6 +3,7 @@
  * worker's own memory; everything that must survive it lies in the ledger (ledger.h).
  *
  *   ingress.c   rx bursts of the ports, booked, put into the graph; ingress_flows.c: given their flows
+ *   admit.c     how much of them there is room for; what is not is dropped at once
  *   graph.c     walks a burst along the hops of its path
  *   fused.c     components called inside the worker
  *   replica.c   components in processes of their own, behind two rings; replica_life.c: attach and sweep
@@ -73,6 +74,8 @@ struct coven_replica_link {
     struct coven_track_list kept;
     uint32_t n_quarantine; /* `shared`: buffers taken away that it has not given back */
     uint32_t most;         /* buffers of the pool that it may have at once, those in quarantine included */
+    uint32_t reserve;      /* room that only packets with priority may use; 0: there are none */
+    bool hung;             /* it has packets and moves none (watch.c): as if it were not there */
     uint32_t seen_broken;  /* impossible ring words already counted as violations */
     /* copy: the replica's own buffers */
     uint8_t *buffers;
@@ -117,6 +120,12 @@ struct coven_port_link {
     uint32_t window; /* packets in the replicas behind it at most; 0: the source does not wait */
     uint32_t n_behind;
     uint16_t behind[COVEN_MAX_REPLICAS];
+    /* isolated components that every way from here leads through, in the order of the path (admit.c) */
+    uint32_t n_gates;
+    struct {
+        uint16_t component;
+        bool is_exclusive; /* on no other path: what it has will come to the gates behind it */
+    } gate[COVEN_MAX_COMPONENTS];
     uint16_t n; /* packets waiting for the next tx burst */
     uint32_t handle[COVEN_BURST];
 };
@@ -164,6 +173,7 @@ struct coven_worker {
     uint8_t *pool; /* buffer 0 */
     struct coven_flow_table *flows;
     struct coven_track *track; /* by handle */
+    bool *urgent;              /* by handle: has priority; NULL: the plan gives none to any */
     struct coven_port_link port[COVEN_MAX_PORTS];
     struct coven_component_link component[COVEN_MAX_COMPONENTS];
     struct coven_replica_link replica[COVEN_MAX_REPLICAS];
@@ -229,6 +239,12 @@ void coven_ingress_prepare(struct coven_worker *worker, uint16_t port);
 void coven_egress_put(struct coven_worker *worker, uint32_t port, const uint32_t *handles, uint16_t n);
 /* Send what is queued at a port and book the outcome. Returns how many packets. */
 uint32_t coven_egress_flush(struct coven_worker *worker, uint16_t port);
+
+/* ---- admit.c ---- */
+/* Find out which components are gates of a port. */
+void coven_admit_prepare(struct coven_worker *worker, uint16_t port);
+/* Set what a burst of this port may bring in (coven_rx_admit()). */
+void coven_admit_begin(struct coven_worker *worker, uint16_t port, struct coven_rx *rx);
 
 /* ---- lending.c ---- */
 #define COVEN_LENDING_OWNERS (2u * COVEN_BURST) /* that coven_lending_collect() may book, */
@@ -399,6 +415,25 @@ static inline void coven_graph_put(struct coven_worker *worker, uint32_t handle,
     }
     graph->handle[next->hop][graph->n[next->hop]++] = handle;
     graph->waiting[next->hop / 64] |= 1ull << (next->hop % 64);
+}
+
+/* ---- replicas: asked for each packet or burst ---- */
+static inline bool coven_replica_is_up(const struct coven_replica_link *link)
+{
+    return link->attached && !link->hung;
+}
+
+/* Packets that may be given to a replica now; looks at its ring only when that seems to be fewer than `wanted`. */
+static inline uint32_t coven_replica_room(struct coven_replica_link *link, uint32_t wanted)
+{
+    uint32_t has = coven_replica_has(link) + link->n_quarantine;
+    uint32_t room = has < link->most ? link->most - has : 0;
+    uint32_t queue = link->given_mask + 1u - (link->in.position - link->given_head);
+    uint32_t ring = coven_ring_room(&link->in, wanted);
+
+    room = ring < room ? ring : room;
+    room = queue < room ? queue : room;
+    return link->buffers && link->n_free_copies < room ? link->n_free_copies : room;
 }
 
 static inline uint8_t *coven_worker_buffer(const struct coven_worker *worker, uint32_t handle)

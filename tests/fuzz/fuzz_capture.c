@@ -33,6 +33,7 @@ static uint64_t through_port(int fd, int nothing)
     rx.buffer_bytes = BUFFER_BYTES;
     rx.headroom = 256;
     rx.handles = handles;
+    rx.room = UINT32_MAX;
     for (int worker = 0; !done; worker++) {
         if (port.ops->attach(&port, why, sizeof(why)) != 0)
             break;

@@ -77,6 +77,7 @@ uint16_t driver_rx(struct driver *self, uint16_t max, int book)
     rx->headroom = 256;
     rx->handles = self->handles;
     rx->n_handles = max;
+    rx->room = UINT32_MAX;
     rx->now_ns = clock_ns(CLOCK_REALTIME);
     self->port.ops->rx_burst(&self->port, rx);
     if (!book)

@@ -56,7 +56,7 @@ def build() -> Any:
         int64_t coven_capture_check(int fd, char *why, size_t why_bytes);
         """
     )
-    names = ["parse", "offload", "capture", "port", "port_rx", "port_afpacket", "port_pcap", "port_tap", "port_gen",
+    names = ["parse", "offload", "capture", "port", "port_rx", "priority", "port_afpacket", "port_pcap", "port_tap", "port_gen",
              "port_afxdp", "port_afxdp_tx", "partial"]
     sources = [HERE / "port_driver.c", *(DATAPLANE / f"{name}.c" for name in names)]
     name = "_coven_ports"
