@@ -27,7 +27,7 @@ class Known:
 NANOSECONDS = {
     "bare_afpacket v3 block, 64 B": Known(1223, 1254),
     "bare_afpacket v2 block, 64 B": Known(1311, 1542),
-    "bare_afxdp copy, 64 B": Known(969, 1078),
+    "bare_afxdp nap, 64 B": Known(969, 1078),
 }
 # by hop regime: three processes in a chain over two cores
 RATES = {
