@@ -127,4 +127,6 @@ def show(document: Mapping[str, Any]) -> None:
         )
     for name, why in document["skipped"].items():
         line(f"\n{name}: not measured: {why}")
+    for name, why in document["failed"].items():
+        line(f"\n{name}: failed: {why}")
     line(f"\n{document['seconds']} s, commit {document['commit']}")

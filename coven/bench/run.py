@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     report.show(document)
-    return 0
+    return 1 if document["failed"] else 0
 
 
 def _names(given: list[str]) -> list[str]:
@@ -96,6 +96,7 @@ def measure(session: Session, names: list[str]) -> dict[str, Any]:
     document["hop"] = None if near is None else near.to_json()
     results: list[Result] = []
     skipped: dict[str, str] = {}
+    failed: dict[str, str] = {}
     for name in names:
         scenario = SCENARIOS[name]
         if scenario.needs_root and os.geteuid() != 0:
@@ -103,9 +104,14 @@ def measure(session: Session, names: list[str]) -> dict[str, Any]:
             document["complete"] = False
             continue
         print(f"{name}: {scenario.summary}", file=sys.stderr, flush=True)
-        results += scenario.run(session)
+        try:
+            results += scenario.run(session)
+        except CovenError as error:  # what the others found is not lost for it
+            failed[name] = str(error)
+            session.note(f"failed: {error}")
     document["results"] = [result.to_json() for result in results]
     document["references"] = known.compare(results)
-    document["skipped"] = skipped
+    document["skipped"], document["failed"] = skipped, failed
+    document["complete"] = document["complete"] and not failed
     document["seconds"] = round(time.monotonic() - begin, 1)
     return document

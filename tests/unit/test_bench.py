@@ -99,7 +99,7 @@ def test_unknown_scenarios_are_refused() -> None:
 def document(results: list[Result]) -> dict[str, Any]:
     return {
         "machine": report.machine(), "commit": "c0ffee", "date": "today", "seconds": 60.0, "hop": None,
-        "results": [row.to_json() for row in results], "references": [], "skipped": {},
+        "results": [row.to_json() for row in results], "references": [], "skipped": {}, "failed": {},
     }  # fmt: skip
 
 
