@@ -177,6 +177,7 @@ class Passage:
     missed: int  # rx_missed: lost by the kernel before COVEN saw it
     taken: Mapping[str, float]
     cpu_ns: Mapping[str, int]  # of worker and components
+    regime: str | None = None  # of the hop between the cores just before
 
     @property
     def cost(self) -> float:
@@ -193,6 +194,7 @@ def passage(
     session: Session, net: Network, forwarder: Standing, *, size: int, rate: int, seconds: float, **more: Any
 ) -> Passage:
     """Send at a rate through a forwarder and take everything back."""
+    near = session.hop()
     before = forwarder.snapshot()["accounting"] if forwarder.snapshot else {}
     taken = Taken(forwarder.workers)
     used = cpu_ns(forwarder.workers), cpu_ns(forwarder.components)
@@ -204,4 +206,5 @@ def passage(
     return Passage(
         traffic, after.get("drops", 0) - before.get("drops", 0),
         after.get("rx_missed", 0) - before.get("rx_missed", 0), shares, cpu,
+        near.regime if near else None,
     )  # fmt: skip

@@ -121,7 +121,7 @@ def _rows(cases: Mapping[str, Case], samples: Mapping[tuple[str, int], list[Pass
         }  # fmt: skip
         rows.append(
             Result("latency", f"{name}, {load} %", _rate(typical), typical.cost, typical.traffic.latency_us, reference,
-                   taken=typical.taken, invalid=tuple(_reasons(typical)), details=details)
+                   regime=typical.regime, taken=typical.taken, invalid=tuple(_reasons(typical)), details=details)
         )  # fmt: skip
     return rows
 

@@ -87,8 +87,8 @@ def hold(session: Session, net: Network, forwarder: Standing, rate: int, seconds
     }  # fmt: skip
     return Result(
         "throughput", "", traffic.received * 1e9 / max(1, traffic.wall_ns), found.cost,
-        traffic.latency_us if traffic.received else None, taken=found.taken, invalid=tuple(reasons(found)),
-        details=details,
+        traffic.latency_us if traffic.received else None, regime=found.regime, taken=found.taken,
+        invalid=tuple(reasons(found)), details=details,
     )  # fmt: skip
 
 

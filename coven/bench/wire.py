@@ -36,10 +36,10 @@ QUICK = ("fused C x 3",)
 
 
 def measure(
-    session: Session, net: Network, size: int, forwarder: Callable[[], AbstractContextManager[Standing]], crosses: bool
+    session: Session, net: Network, size: int, forwarder: Callable[[], AbstractContextManager[Standing]]
 ) -> Sample:
     """Send as fast as can be, and count frames out and CPU time."""
-    near = session.hop() if crosses else None
+    near = session.hop()  # frames cross the cores, whatever the forwarder is
     warm, long = (0.05, 0.15) if session.quick else (0.2, 0.5)
     with forwarder() as standing:
         process = start_traffic(session, net, size=size, rate=0, seconds=20)
@@ -101,10 +101,9 @@ def _tool(session: Session, net: Network, platform: Platform, tool: str) -> list
         for mode in modes:
             words = BARE[tool][mode]
             forwarder = partial(bare, session, net, words)
-            runs[f"{' '.join(words)}, {label}"] = partial(measure, session, net, size, forwarder, False)
+            runs[f"{' '.join(words)}, {label}"] = partial(measure, session, net, size, forwarder)
         for case, parts in chosen.items():
-            crosses = any(part.isolation != "fused" for part in parts)
-            runs[case] = partial(measure, session, net, size, partial(coven, platform, parts, tool), crosses)
+            runs[case] = partial(measure, session, net, size, partial(coven, platform, parts, tool))
             cases[case] = label
     samples = in_turn(runs, session.rounds, session.note)
     rows = []
