@@ -149,6 +149,7 @@ static void hold(struct coven_worker *worker, uint16_t component, const struct c
     }
     coven_runtime_hold(fused->runtime, pkt);
     coven_track_append(worker, &fused->held, handle, COVEN_HOLDER(COVEN_OWNER_FUSED, component));
+    worker->fused_holding |= 1ull << component;
     coven_book_room(&worker->book, 1, 0, 0);
     coven_book_own(&worker->book, handle, coven_owner(COVEN_OWNER_FUSED, component, 0, 0));
 }
@@ -311,9 +312,14 @@ uint32_t coven_fused_collect(struct coven_worker *worker)
 {
     uint32_t done = 0;
 
-    for (uint16_t c = 0; c < worker->plan->n_components; c++)
-        if (worker->component[c].fused.runtime && worker->component[c].fused.held.n > 0)
+    for (uint64_t left = worker->fused_holding; left != 0; left &= left - 1) {
+        uint16_t c = (uint16_t)__builtin_ctzll(left);
+
+        if (worker->component[c].fused.held.n == 0)
+            worker->fused_holding &= ~(1ull << c);
+        else if (worker->component[c].fused.runtime)
             done += collect(worker, c);
+    }
     return done;
 }
 

@@ -71,7 +71,7 @@ static void book(struct coven_worker *worker, uint16_t port, const struct coven_
         coven_lending_collect(worker, port);
     } else {
         /* before the commit: that puts buffers on top which became free meanwhile */
-        coven_book_take_free(b, rx->n);
+        coven_book_take_free(b, rx->n_handles, rx->n);
     }
     coven_book_commit(b);
 }

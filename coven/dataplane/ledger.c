@@ -187,12 +187,14 @@ uint16_t coven_book_peek_free(const struct coven_book *book, uint32_t *handles, 
     uint32_t n_free = book->ledger->n_free;
     uint16_t n = n_free < max ? (uint16_t)n_free : max;
 
-    for (uint16_t i = 0; i < n; i++)
-        handles[i] = book->free[n_free - 1u - i];
+    memcpy(handles, &book->free[n_free - n], sizeof(handles[0]) * n);
     return n;
 }
 
-void coven_book_take_free(struct coven_book *book, uint16_t n)
+void coven_book_take_free(struct coven_book *book, uint16_t peeked, uint16_t n)
 {
+    uint32_t *first = &book->free[book->ledger->n_free - peeked];
+
+    memmove(first, first + n, sizeof(first[0]) * (peeked - n));
     book->ledger->n_free -= n;
 }

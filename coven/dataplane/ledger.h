@@ -213,8 +213,8 @@ static inline void coven_book_word(struct coven_book *book, uint64_t *word, uint
 void coven_book_drop(struct coven_book *book, uint32_t handle, uint32_t scope, uint32_t reason);
 /* Free buffers in the order in which they would be taken; taken by booking another owner for the first ones. */
 uint16_t coven_book_peek_free(const struct coven_book *book, uint32_t *handles, uint16_t max);
-/* The first n of the peeked buffers are no longer free (their new owner has been committed). */
-void coven_book_take_free(struct coven_book *book, uint16_t n);
+/* The first n of the buffers that were peeked just now are no longer free: their new owner is in the open intent. */
+void coven_book_take_free(struct coven_book *book, uint16_t peeked, uint16_t n);
 
 /* ---- drop reasons ------------------------------------------------------------------------------ */
 #include "drop_reasons.h"

@@ -30,7 +30,7 @@ void coven_lending_collect(struct coven_worker *worker, uint16_t port)
         coven_book_own(b, handles[i], coven_owner(COVEN_OWNER_NIC, port, 0, 0));
     coven_book_word(b, &p->queue[queue].fill, p->queue[queue].fill + n);
     /* before the commit: that puts buffers on top which became free meanwhile */
-    coven_book_take_free(b, n);
+    coven_book_take_free(b, n, n);
 }
 
 void coven_lending_turn(struct coven_worker *worker, uint16_t port)

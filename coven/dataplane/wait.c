@@ -78,9 +78,8 @@ static uint64_t next_timer(const struct coven_worker *worker)
 
     if (worker->pause.active)
         due = earlier(worker->pause.deadline_ns, due);
-    for (uint32_t c = 0; c < worker->plan->n_components; c++)
-        if (worker->component[c].fused.held.n > 0)
-            return soon;
+    if (worker->fused_holding != 0)
+        return soon;
     for (uint32_t r = 0; r < worker->plan->n_replicas; r++) {
         const struct coven_replica_link *link = &worker->replica[r];
         uint64_t timeout;

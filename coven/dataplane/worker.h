@@ -184,6 +184,7 @@ struct coven_worker {
     uint64_t path_fused_states[COVEN_MAX_PATHS + 1]; /* bit for each fused component on it that keeps flow state */
     struct coven_removal removal[COVEN_MAX_REMOVALS];
     uint32_t n_removals;
+    uint64_t fused_holding;                /* bit for each fused component that may hold packets */
     bool removals_wait;                    /* more flows have ended than could be told of in one turn */
     uint64_t now_ns, wall_ns;              /* CLOCK_MONOTONIC, CLOCK_REALTIME of this turn */
     uint64_t wall_ahead_ns;                /* of the other */

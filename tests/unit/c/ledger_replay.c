@@ -28,7 +28,7 @@ static void live(struct coven_book *book, unsigned turns)
             coven_book_own(book, handles[i], coven_owner(COVEN_OWNER_WORKER, 0, 0, 0));
         coven_book_count(book, COVEN_CELL_PORT(0, COVEN_PORT_RX_PKTS), n);
         coven_book_word(book, &book->ledger->port[0].rx[0], book->ledger->port[0].rx[0] + n);
-        coven_book_take_free(book, n);
+        coven_book_take_free(book, n, n);
         coven_book_commit(book);
         for (uint32_t h = 0; h < BUFFERS; h++)
             if (book->owner[h] != 0 && (h + t) % 3 == 0)
