@@ -41,6 +41,8 @@ def compare(results: Iterable[Result]) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for result in results:
         for reference in _references(result):
+            if result.reference and result.reference.disturbed:
+                continue
             known = NANOSECONDS.get(reference["name"]) or RATES.get(reference["name"], {}).get(result.regime or "")
             if known is not None and reference["name"] not in rows:
                 rows[reference["name"]] = _row(reference, known, result.regime)

@@ -85,9 +85,9 @@ class Taken:
 
 def taken_reasons(shares: Mapping[str, float]) -> list[str]:
     """Say why a run is invalid for what others took; nothing if they took little."""
-    words = {"waited": "other processes had the worker's core", "stolen": "the hypervisor had the cores"}
+    words = {"waited": "others had the worker's core", "stolen": "the hypervisor had the cores"}
     return [
-        f"{text} for {shares[key] * 100:.1f} % of the time"
+        f"{text} {shares[key] * 100:.0f} % of the time"
         for key, text in words.items()
         if shares.get(key, 0.0) > TAKEN_LIMIT
     ]

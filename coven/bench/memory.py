@@ -97,7 +97,11 @@ def bare(session: Session, name: str, arguments: tuple[object, ...]) -> Sample:
     words = session.programs.words(name, *where, *arguments, round(session.measure_s * 1000))
     packets, wall, worker, *components = (int(word) for word in words)
     cpu = {"worker": worker, "components": sum(components)}
-    return Sample(packets, wall, cpu, regime=near.regime if near else None)
+    # it never sleeps: what it did not have of its core, others had
+    shares = {"waited": 1 - worker / wall}
+    return Sample(
+        packets, wall, cpu, regime=near.regime if near else None, invalid=tuple(taken_reasons(shares))
+    )
 
 
 def run(session: Session) -> list[Result]:

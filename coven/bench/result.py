@@ -18,6 +18,7 @@ class Reference:
     packets_per_second: float
     ns_per_packet: float
     latency_us: Mapping[str, float] | None = None
+    disturbed: bool = False  # most of its rounds were: what it reached says nothing
 
     def to_json(self) -> dict[str, Any]:
         """Give it as the JSON file has it."""
@@ -87,7 +88,11 @@ def of_samples(
     compared = None
     if beside:
         rate = Spread.of([sample.rate for sample in beside]).median
-        compared = Reference(reference, rate, Spread.of([sample.cost() for sample in beside]).median)
+        cost = Spread.of([sample.cost() for sample in beside]).median
+        compared = Reference(reference, rate, cost, disturbed=bool(_common([s.invalid for s in beside])))
+    invalid = _common([s.invalid for s in kept])
+    if compared and compared.disturbed and not invalid:
+        invalid = ("its reference was disturbed",)
     parts = {part: Spread.of([s.cost(part) for s in kept]).to_json() for part in kept[0].cpu_ns}
     keys = [key for key in kept[0].more if all(key in s.more for s in kept)]
     details: dict[str, Any] = {
@@ -102,8 +107,7 @@ def of_samples(
     return Result(
         scenario, case, details["packets_per_second"]["median"], details["ns_per_packet"]["median"],
         reference=compared, regime=regime, taken=taken, details=details,
-        # a case stands if most of its rounds do
-        invalid=_common([s.invalid for s in kept]),
+        invalid=invalid,
     )  # fmt: skip
 
 
@@ -113,6 +117,7 @@ def details_median(samples: Sequence[Sample], key: str) -> float:
 
 
 def _common(whys: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """Give why a case is invalid; it stands if at least half of its rounds do."""
     bad = [why for why in whys if why]
     return tuple(dict.fromkeys(bad[0])) if len(bad) * 2 > len(whys) else ()
 

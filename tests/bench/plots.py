@@ -43,7 +43,10 @@ def _series(results: Results, series: str) -> Callable[[Any], None]:
             bare = [r["reference"]["ns_per_packet"] for _, r in points]
             axes.plot(sizes, bare, marker="s", linestyle="--", label="bare loop")
         axes.set_xscale("log")
-        axes.set_yscale("log")
+        if series in ("flows", "paths"):  # within a small factor: from 0, so that it is seen as such
+            axes.set_ylim(0, 1.1 * max(r["ns_per_packet"] for _, r in points))
+        else:
+            axes.set_yscale("log")
         axes.set_xlabel(SERIES[series])
         axes.set_ylabel("CPU ns a packet")
         axes.legend()
@@ -92,12 +95,14 @@ def _latency(results: Results) -> Callable[[Any], None]:
             if load is not None and r["latency_us"]:
                 lines.setdefault(r["case"].rpartition(",")[0], []).append((load, r["latency_us"]["p50"]))
         for name, points in lines.items():
+            if len(points) < 2:  # isolated hops are measured at one load: the table has them
+                continue
             style = "--" if name.startswith("bare") else "-"
             axes.plot(*zip(*points, strict=True), marker="o", linestyle=style, label=name)
         axes.set_yscale("log")
         axes.set_xlabel("load, % of what goes through without loss")
         axes.set_ylabel("one way, p50, µs")
-        axes.legend(fontsize="x-small")
+        axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
 
     return draw
 

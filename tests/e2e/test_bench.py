@@ -128,7 +128,7 @@ def hog(core: int) -> Iterator[None]:
 @pytest.mark.root
 @needs_root
 @pytest.mark.skipif(cores()[0] == cores()[1], reason="needs two cores")
-@pytest.mark.parametrize(("place", "why"), [(1, "the generator sent"), (0, "other processes had the worker's core")])
+@pytest.mark.parametrize(("place", "why"), [(1, "the generator sent"), (0, "others had the worker's core")])
 def test_a_run_that_others_disturbed_is_invalid(place: int, why: str) -> None:
     programs = Programs()
     try:
