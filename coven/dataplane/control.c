@@ -41,6 +41,14 @@ static void send_answer(struct coven_worker *worker, const struct coven_control 
     (void)!sendmsg(worker->control_fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
+void coven_control_notify(struct coven_worker *worker, uint32_t index, uint64_t notice, uint64_t value)
+{
+    struct coven_control message = {.op = COVEN_CONTROL_NOTIFY, .index = index, .arg = {notice, value}};
+
+    if (worker->control_fd >= 0)
+        (void)!send(worker->control_fd, &message, sizeof(message), MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
 /* ---- what is given before READY ------------------------------------------------------------------ */
 static int take_segment(struct coven_worker *worker, struct request *request, char *why, size_t why_bytes)
 {
@@ -249,6 +257,7 @@ static int handle_running(struct coven_worker *worker, struct request *request, 
     case COVEN_CONTROL_RUN:
         worker->running = true;
         worker->receiving = true;
+        coven_watch_awake(worker);
         return 0;
     case COVEN_CONTROL_PAUSE:
         return begin_pause(worker, request);

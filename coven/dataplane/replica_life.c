@@ -49,6 +49,8 @@ static void close_link(struct coven_replica_link *link)
     coven_segment_unmap(&link->segment);
     link->attached = false;
     link->unpublished = false;
+    link->hung = false;
+    link->watch = (struct coven_watch){0};
     link->seen_broken = 0;
 }
 

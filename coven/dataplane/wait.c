@@ -57,6 +57,9 @@ static void tick(struct coven_worker *worker)
     for (uint32_t r = 0; worker->running && r < worker->plan->n_replicas; r++)
         if (worker->replica[r].attached && coven_replica_has(&worker->replica[r]) > 0)
             coven_replica_hold_check(worker, &worker->replica[r]);
+    for (uint32_t r = 0; worker->running && r < worker->plan->n_replicas; r++)
+        if (worker->replica[r].attached)
+            coven_watch_replica(worker, &worker->replica[r]);
     coven_removal_turn(worker);
     if (worker->now_ns >= worker->gauges_ns) {
         worker->gauges_ns = worker->now_ns + MUTE_NS;
@@ -86,6 +89,7 @@ static uint64_t next_timer(const struct coven_worker *worker)
 
         if (!link->attached || coven_replica_has(link) == 0)
             continue;
+        due = earlier(due, coven_watch_due(worker, link));
         /* what it took and does not give back begins to be held when that is seen */
         if (link->given_head != link->in.position || link->kept.n > link->plan->hold_limit)
             due = earlier(due, worker->now_ns + 10 * COVEN_NS_PER_MS);
@@ -226,9 +230,11 @@ static void sleep_now(struct coven_worker *worker)
         timeout.tv_nsec = (long)((due - worker->now_ns) % COVEN_NS_PER_S);
         add(worker, COVEN_CELL_WORKER(COVEN_WORKER_SLEEPS));
     }
+    coven_watch_asleep();
     if (ppoll(sleeper.fds, sleeper.n, &timeout, NULL) < 0)
         for (nfds_t i = 0; i < sleeper.n; i++)
             sleeper.fds[i].revents = 0; /* a signal: look at everything in the next turn */
+    coven_watch_awake(worker);
     announce_awake(worker);
     coven_wait_clock(worker);
     if (worker->plan->profile == COVEN_PROFILE_POWER_SAVE)
@@ -257,6 +263,7 @@ static bool stays_awake(struct coven_worker *worker)
 void coven_wait_turn(struct coven_worker *worker, uint32_t done)
 {
     worker->loops++;
+    coven_watch_turn(worker, done > 0);
     add(worker, COVEN_CELL_WORKER(COVEN_WORKER_LOOPS));
     if (worker->loops % HEARTBEAT_EVERY == 0)
         heartbeat(worker);

@@ -9,6 +9,7 @@
  *   replica.c   components in processes of their own, behind two rings; replica_life.c: attach and sweep
  *   egress.c    tx bursts of the ports
  *   lending.c   buffers that are with a NIC
+ *   watch.c     who does not move any more
  *   removal.c   flows that end: told to every component that may keep state of them
  *   recovery.c  what a killed worker left behind
  *   control.c   the supervisor's messages; snapshot.c: all counters and owners at one moment
@@ -59,6 +60,16 @@ struct coven_fused {
     uint64_t tick_ns; /* when the next tick is due */
 };
 
+/* Whether a replica moves while it has packets (watch.c). */
+struct coven_watch {
+    uint32_t head, tail; /* of its rings, and its progress word, when it was looked at last */
+    uint64_t progress;
+    uint64_t looked_ns;
+    uint64_t stuck_ns;
+    uint32_t n_told; /* notices since it moved */
+    bool is_waiting; /* it had packets then that it had not taken */
+};
+
 struct coven_replica_link {
     const struct coven_plan_component *plan;
     uint16_t component; /* index */
@@ -75,8 +86,9 @@ struct coven_replica_link {
     uint32_t n_quarantine; /* `shared`: buffers taken away that it has not given back */
     uint32_t most;         /* buffers of the pool that it may have at once, those in quarantine included */
     uint32_t reserve;      /* room that only packets with priority may use; 0: there are none */
-    bool hung;             /* it has packets and moves none (watch.c): as if it were not there */
-    uint32_t seen_broken;  /* impossible ring words already counted as violations */
+    bool hung;             /* it has packets and moves none: as if it were not there */
+    struct coven_watch watch;
+    uint32_t seen_broken; /* impossible ring words already counted as violations */
     /* copy: the replica's own buffers */
     uint8_t *buffers;
     uint32_t *packet_of; /* by copy buffer: pool handle, COVEN_COPY_NONE or COVEN_COPY_LATE */
@@ -345,7 +357,20 @@ int coven_recovery_run(struct coven_worker *worker, char *why, size_t why_bytes)
 /* With the ports open: drop what the dead worker had in its hands. */
 void coven_recovery_sweep(struct coven_worker *worker);
 
+/* ---- watch.c ---- */
+#define COVEN_EXIT_HUNG 4 /* exit status: a fused component does not return, the breadcrumb names it */
+/* Look at an attached replica, if it is time to. */
+void coven_watch_replica(struct coven_worker *worker, struct coven_replica_link *link);
+/* When to look at a replica that has packets. */
+uint64_t coven_watch_due(const struct coven_worker *worker, const struct coven_replica_link *link);
+/* Around sleeping, and in each turn: the timer by which a fused component that does not return is found. */
+void coven_watch_asleep(void);
+void coven_watch_awake(struct coven_worker *worker);
+void coven_watch_turn(struct coven_worker *worker, bool has_worked);
+
 /* ---- control.c, snapshot.c, wait.c ---- */
+/* Tell the supervisor something it did not ask for; may be called in a signal's handler. */
+void coven_control_notify(struct coven_worker *worker, uint32_t index, uint64_t notice, uint64_t value);
 /* Answer all messages that are there. */
 void coven_control_poll(struct coven_worker *worker);
 /* Send the answer to a PAUSE once it is complete. */

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from coven.agents.client import AsyncAgentClient
 from coven.agents.protocol import start_lines
 from coven.errors import CovenError, Where
-from coven.supervisor import cgroup, memory, strays
+from coven.supervisor import cgroup, control, memory, strays
 from coven.supervisor.backoff import BackOff
 from coven.supervisor.context import Context
 from coven.supervisor.guard import Guard
+from coven.supervisor.health import Look, is_own_fault, is_starved
 from coven.supervisor.launch import ENVIRONMENT, Sandbox, program_folders, spawn
 from coven.supervisor.logs import BYTES_PER_SECOND, LogTail
 from coven.supervisor.process import Process, exit_text
@@ -75,6 +76,8 @@ class Replica:
         self._agent: AsyncAgentClient | None = None
         self._agent_socket: socket.socket | None = None
         self._back_off = BackOff()
+        self._before: Look | None = None  # when it had not moved for half its limit
+        self._hung = False  # it was killed for that
         self._task: asyncio.Task[None] | None = None
         self._wanted = False
 
@@ -249,6 +252,7 @@ class Replica:
             watched.close()
             for fd in ends.values():
                 os.close(fd)
+        self._hung, self._before = False, None
         self.process = Process.spawned(pid, context.keeper, self._died)
         context.save()
         await self._await_ready()
@@ -426,6 +430,8 @@ class Replica:
         if process is None:
             return
         self.last_exit = self._with_last_words(process.last_exit)
+        if self._hung:
+            self.last_exit = f"hung: moved nothing for {self.plan.hang_ms} ms with packets waiting"
         if process.status is None:
             self._context.keeper.on_reaped(process.pid, self._set_exit)
         if self.state != "ready" or not self._wanted:
@@ -435,7 +441,38 @@ class Replica:
         self._task = asyncio.create_task(self._after_death())
 
     def _set_exit(self, status: int) -> None:
-        self.last_exit = self._with_last_words(exit_text(status))
+        if not self._hung:
+            self.last_exit = self._with_last_words(exit_text(status))
+
+    # ---- health ---------------------------------------------------------------------------------
+
+    @property
+    def is_to_blame(self) -> bool:
+        """Whether its last process died of its own code or for hanging, so that its packets are suspects."""
+        return self._hung or (self.process is not None and is_own_fault(self.process.status))
+
+    def notice(self, kind: int, times: int) -> None:
+        """Hear from the worker that it does not move (kind of control.py), for `times` of its limit, or moves again."""
+        process = self.process
+        if process is None or self.state != "ready":
+            return
+        now = Look.at_process(process.pid)
+        if kind == control.STILL:
+            self._before = now
+        elif kind == control.MOVING:
+            self._before = None
+        elif kind == control.HUNG and now is not None:
+            if is_starved(self._before, now, times):
+                self._before = now
+                log.warning("instance=%s %s gets no core, left alone", self._home.instance, self.part)
+                return
+            log.error("instance=%s %s hangs; killed", self._home.instance, self.part)
+            self._hung = True
+            self._context.emit(
+                "component-hung", self._home.instance, self.part, pid=process.pid, hang_ms=self.plan.hang_ms,
+                on_failure=str(self.plan.on_failure),
+            )  # fmt: skip
+            process.kill()  # the rest is as with every death
 
     def _with_last_words(self, how: str | None) -> str | None:
         """Add what the component left in its segment (struct coven_replica); it may be anything."""

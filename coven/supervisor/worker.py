@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 OUTPUT_LINES = 20
 EXIT_GRACE = 2.0
+HUNG_STATUS = 4  # exit status of a worker with a fused component that does not return: COVEN_EXIT_HUNG
 PING_TIMEOUT = 2.0  # of a worker that was silent before: then it hangs
 LOOK_EVERY = 2.0  # at its heartbeat
 STALE_NS = 3_000_000_000  # a sleeping worker wakes each second, a busy one stores it every 1024 loops
@@ -203,7 +204,7 @@ class Worker:
             if self._attached.pop(replica.number, None) is None or self.state not in ("ready", "running"):
                 return
             try:
-                await self.request(control.DETACH, index=replica.number, args=(int(crashed),))
+                await self.request(control.DETACH, index=replica.number, args=(int(crashed), int(replica.is_to_blame)))
             except CovenError as error:
                 log.warning("instance=%s detach of %s: %s", self._instance, replica.part, error.message)
 
@@ -250,7 +251,7 @@ class Worker:
         if self.process is not None:
             self.state = state
             self._attached = {int(number): pid for number, pid in document["attached"].items()}
-            self._control = WorkerControl(fds[0], self.part)
+            self._control = WorkerControl(fds[0], self.part, self._noticed)
             self.log.follow(fds[2])
             self._begin_to_look()
         else:
@@ -298,7 +299,7 @@ class Worker:
         finally:
             os.close(log_write)
         self.process = Process.spawned(pid, context.keeper, self._died)
-        self._control = WorkerControl(fds[0], self.part)
+        self._control = WorkerControl(fds[0], self.part, self._noticed)
         self.log.follow(log_read)
         self._begin_to_look()
         context.save()
@@ -364,6 +365,8 @@ class Worker:
         if process is None:
             return
         self.last_exit = process.last_exit
+        if process.exited_with(HUNG_STATUS):
+            self.last_exit = "hung: a fused component did not return"
         if process.status is None:
             self._context.keeper.on_reaped(process.pid, self._set_exit)
         if self._control is not None:
@@ -377,6 +380,13 @@ class Worker:
             "worker-died", self._instance, self.part, pid=process.pid, exit=self.last_exit, component=inside
         )
         self._task = asyncio.create_task(self._after_death())
+
+    def _noticed(self, notice: Control) -> None:
+        """Hear what the worker tells unasked: which replica does not move, or moves again."""
+        kind, times = notice.args[0], notice.args[1]
+        for replica in self._feed.replicas():
+            if kind in (control.STILL, control.HUNG, control.MOVING) and replica.number == notice.index:
+                replica.notice(kind, times)
 
     def _begin_to_look(self) -> None:
         if self._looking is None:
