@@ -297,6 +297,9 @@ int coven_worker_ready(struct coven_worker *worker, char *why, size_t why_bytes)
     error = coven_replica_rebuild(worker);
     for (uint16_t c = 0; c < worker->plan->n_components && !error; c++)
         error = coven_fused_start(worker, c, why, why_bytes);
+    for (uint16_t p = 0; p < worker->plan->n_ports && !error; p++)
+        if (worker->port[p].attached && worker->port[p].port.ops->lending)
+            coven_lending_turn(worker, p); /* what comes from now on is received, once RUN says so */
     worker->ready = error == 0;
     return error;
 }

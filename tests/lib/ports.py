@@ -54,6 +54,7 @@ def build() -> Any:
         void coven_split_write(const struct coven_frame *frame, const struct coven_split *split, uint32_t i,
                                uint8_t *out);
         int64_t coven_capture_check(int fd, char *why, size_t why_bytes);
+        void coven_partial_complete(uint8_t *data, uint32_t length);
         """
     )
     names = ["parse", "offload", "capture", "port", "port_rx", "priority", "port_afpacket", "port_pcap", "port_tap", "port_gen",
@@ -63,7 +64,7 @@ def build() -> Any:
     sanitizers = os.environ.get("COVEN_TEST_SANITIZERS", "").split()
     ffi.set_source(
         name,
-        '#include "port_driver.h"\n#include "parse.h"\n#include "offload.h"\n#include "capture.h"\n',
+        '#include "port_driver.h"\n#include "parse.h"\n#include "offload.h"\n#include "capture.h"\n#include "partial.h"\n',
         sources=[str(path) for path in sources],
         include_dirs=[str(HERE), str(DATAPLANE), str(DATAPLANE / "include")],
         extra_compile_args=["-std=gnu11", "-O1", "-g", "-fno-strict-aliasing", *sanitizers],
