@@ -14,6 +14,7 @@ from coven.errors import CovenError
 
 TOOLS = ("auto", "afpacket", "afxdp", "tap", "pcap", "gen")
 PROFILES = ("balanced", "low-latency", "power-save")
+MAX_CORE = 4095
 BARE = ("pcap", "gen")  # need no interface, so their name alone will do; auto:gen is the interface `gen`
 
 
@@ -140,11 +141,14 @@ def binding(text: str) -> Any:
 
 
 def cores(text: str) -> list[int]:
-    """Read a list of cores: `2,3` or `2-5,8`."""
+    """Read a list of cores: `2,3` or `2-5,8`. Raises ValueError, ArgumentTypeError."""
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        found += range(int(first), int(last if dash else first) + 1)
+        low, high = int(first), int(last if dash else first)
+        if not 0 <= low <= high <= MAX_CORE:
+            raise argparse.ArgumentTypeError(f"{part!r} is no core or range of cores")
+        found += range(low, high + 1)
     return found
 
 

@@ -132,6 +132,7 @@ def _start(instance: Instance, before: str) -> list[Step]:
         await instance.ports.begin()
         await _all([worker.run() for worker in instance.workers])
         instance.set_state("started")
+        instance.changed()  # a component may have died before: from now on that may stop the function
 
     async def halt() -> None:
         instance.set_state(before)

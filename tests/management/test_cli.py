@@ -56,6 +56,18 @@ def test_from_a_folder_to_nothing(agent: Agent) -> None:
     assert at(agent, "operations").stdout.count("succeeded") == 6
 
 
+def test_workers_are_asked_for(held: tuple[Agent, StandIn]) -> None:
+    agent, supervisor = held
+    words = ("--workers", "3", "--cores", "1-2,5", "--component-cores", "0", "--profile", "low-latency", "--no-wait")
+    done = at(agent, "deploy", PASSTHROUGH, "--id", "fw", *PORTS, *words)
+    assert done.returncode == 0, done.stderr
+    plan = next(request["plan"] for request in supervisor.requests if request.get("verb") == "deploy")
+    assert plan["worker"] == {"cores": [1, 2, 5], "profile": "low-latency", "component_cores": [0]}
+    for cores in ("x", "3-1", "0-100000000", "-1", "1,,2"):
+        done = at(agent, "deploy", PASSTHROUGH, *PORTS, f"--cores={cores}")
+        assert done.returncode == 2 and "--cores" in done.stderr, done.stderr
+
+
 def test_what_is_no_package_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.coven").write_text("no archive")
     done = coven("validate", tmp_path / "x.coven")

@@ -136,6 +136,51 @@ def test_the_whole_life_of_a_function(platform: Platform, tmp_path: Path) -> Non
     assert psutil.Process(platform.agent_pid).memory_info().rss < 90e6
 
 
+def test_several_workers(platform: Platform, tmp_path: Path) -> None:
+    rest = platform.rest
+    identity = platform.upload(ROOT / "packages" / "l7-firewall", tmp_path)
+    ports = {"lan": {**LAN, "flows": 10}, "wan": WAN}
+    more = {"ports": ports, "grants": {"filter": "fused"}, "workers": {"count": 2, "profile": "power-save"}}
+    assert rest.finish(platform.create(identity, id="fw", **more))["state"] == "succeeded"
+    counters = platform.wait_counters("fw", lambda c: c["accounting"]["tx"] == 500)
+    assert [share["accounting"]["tx"] for share in counters["workers"]] == [250, 250]
+    assert all(share["accounting"]["balanced"] for share in counters["workers"])
+
+    found = rest.get("/v1/instances/fw")
+    assert found["profile"] == "power-save"
+    assert [(worker["state"], worker["core"]) for worker in found["workers"]] == [("running", None)] * 2
+    assert {part["name"]: len(part["replicas"]) for part in found["components"]} == {"analyzer": 2, "filter": 2}
+    check = rest.get("/v1/instances/fw/check")
+    assert check["healthy"] and len(check["answers"]) == 4
+    offers = {part["name"]: part for part in rest.get("/v1/instances/fw/list")["components"]}
+    assert next(m for m in offers["filter"]["metrics"] if m["name"] == "seen")["value"] == 500
+    monitor = rest.get("/v1/instances/fw/monitor")
+    received = {p["part"]: p["network"].get("rx_pkts") for p in monitor["processes"] if "worker" in p["part"]}
+    assert received == {"worker 0": 250, "worker 1": 250}
+    assert monitor["core"]["network"]["rx_pkts"] == 500
+
+    body = {"component": "filter", "operation": "set-mode", "arguments": {"mode": "count"}}
+    answer = rest.call("POST", "/v1/instances/fw/request", body)
+    assert (answer.status, "results" in answer.json) == (200, False)
+    seen = rest.call("POST", "/v1/instances/fw/request", {"component": "filter", "metric": "seen"})
+    assert (seen.json["value"], seen.json["replicas"]) == (500, [250, 250])
+    for path in ("logs?replica=1", "components/analyzer/logs?replica=1", "components/filter/logs?replica=1"):
+        assert rest.get(f"/v1/instances/fw/{path}")["lines"] is not None
+    for path in ("logs?replica=2", "components/analyzer/logs?replica=2", "components/filter/logs?replica=2"):
+        assert rest.call("GET", f"/v1/instances/fw/{path}").code == "component.not-found"
+    rest.finish(rest.call("POST", "/v1/instances/fw/terminate", {"force": True}))
+
+    for workers, code in (
+        ({"count": 0}, "request.invalid"),
+        ({"cores": [1, 1]}, "request.invalid"),
+        ({"cores": [0], "count": 2}, "worker.invalid"),
+        ({"profile": "fast"}, "request.invalid"),
+    ):
+        assert platform.create(identity, **(more | {"workers": workers})).code == code, workers
+    failed = rest.finish(platform.create(identity, **(more | {"workers": {"cores": [4095]}})))
+    assert (failed["state"], failed["error"]["code"]) == ("rolled-back", "worker.bad-core")
+
+
 def test_requests_to_components(platform: Platform, tmp_path: Path) -> None:
     rest = platform.rest
     rest.finish(platform.create(platform.upload(ROOT / "packages" / "l7-firewall", tmp_path), id="fw"))

@@ -81,15 +81,17 @@ def killed_in(platform: PlatformUnderTest, verb: str, plan: dict[str, Any], n: i
     return killed
 
 
-def plan_for(platform: PlatformUnderTest) -> dict[str, Any]:
+def plan_for(platform: PlatformUnderTest, workers: int) -> dict[str, Any]:
     root = platform.package("demo", {"one/one.c": sources.FORWARD_C})
     ports = [plans.gen_port("lan", 1000), plans.gen_port("wan")]
-    return plans.chain("fw-1", root, [plans.component("one", root, "c")], ports)
+    plan = plans.chain("fw-1", root, [plans.component("one", root, "c")], ports)
+    plan["worker"]["cores"] = [None] * workers
+    return plan
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_supervisor_killed_within_a_verb(platform: PlatformUnderTest, verb: str) -> None:
-    plan = plan_for(platform)
+@pytest.mark.parametrize(("verb", "workers"), [*((verb, 1) for verb in VERBS), ("deploy", 2), ("restart", 2)])
+def test_a_supervisor_killed_within_a_verb(platform: PlatformUnderTest, verb: str, workers: int) -> None:
+    plan = plan_for(platform, workers)
     n = list(VERBS).index(verb)  # other points for other verbs
     while killed_in(platform, verb, plan, n):
         n += STRIDE
@@ -97,9 +99,10 @@ def test_a_supervisor_killed_within_a_verb(platform: PlatformUnderTest, verb: st
 
 @pytest.mark.chaos
 @pytest.mark.deadline(3600)
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_supervisor_killed_at_every_point_of_a_verb(platform: PlatformUnderTest, verb: str) -> None:
-    plan = plan_for(platform)
+def test_a_supervisor_killed_at_every_point_of_a_verb(platform: PlatformUnderTest, verb: str, workers: int) -> None:
+    plan = plan_for(platform, workers)
     n = 0
     while killed_in(platform, verb, plan, n):
         n += 1
