@@ -112,7 +112,7 @@ def snapshot(plan: InstancePlan, workers: list[dict[str, Any]], restarts: dict[s
     for name, row in document["components"].items():
         row["restarts"] = restarts.get(name, 0)
     shares = [_one(plan, raw) for raw in workers]
-    shown = ("accounting", "held", "ports", "components", "worker")
+    shown = ("accounting", "drops", "held", "ports", "components", "worker")
     return {
         **document,
         "workers": [{key: share[key] for key in shown} for share in shares],
