@@ -118,7 +118,8 @@ def hog(core: int) -> Iterator[None]:
     """Keep a core busy, before everybody else."""
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
         try:
-            os.setpriority(os.PRIO_PROCESS, process.pid, -8)
+            # three times the share of those it disturbs, not all: they shall still come to their end
+            os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) - 5)
             pin(process.pid, core)
             yield
         finally:
@@ -133,6 +134,7 @@ def test_a_run_that_others_disturbed_is_invalid(place: int, why: str) -> None:
     programs = Programs()
     try:
         session = Session(quick=True, programs=programs)
+        programs.path("traffic")  # compiled before the core is busy
         words = BARE["afpacket"]["spin"]  # wants its core whether packets come or not
         with Network() as net, bare(session, net, words) as standing, hog(cores()[place]):
             found = passage(session, net, standing, size=64, rate=500_000, seconds=0.5)
