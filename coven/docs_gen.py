@@ -20,7 +20,7 @@ from coven.processing import framework
 BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 AREAS = {
     "agent": "The agent", "auth": "Access", "request": "Requests", "package": "Packages", "descriptor": "Descriptors",
-    "binding": "Bindings of ports", "grant": "Grants", "parameter": "Parameters", "plan": "Plans",
+    "binding": "Bindings of ports", "flow": "Flows", "grant": "Grants", "parameter": "Parameters", "plan": "Plans",
     "instance": "Instances", "operation": "Operations", "component": "Components", "port": "Ports",
     "worker": "Workers", "platform": "The platform",
 }  # fmt: skip

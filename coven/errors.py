@@ -87,6 +87,13 @@ CODES: dict[str, Code] = {
     "instance.wrong-state": Code(409, "not possible in this state"),
     "operation.interrupted": Code(500, "the operation did not reach its end"),
     "operation.not-found": Code(404, "no such operation"),
+    # flows
+    "flow.busy": Code(409, "a component has packets of the flow"),
+    "flow.exists": Code(409, "the flow is there already"),
+    "flow.incompatible": Code(422, "the flow's state does not fit the components here"),
+    "flow.invalid": Code(422, "this is no exported flow, or it is damaged"),
+    "flow.not-found": Code(404, "no such flow"),
+    "flow.table-full": Code(409, "the flow table is full"),
     # components
     "component.answer-malformed": Code(502, "the component's answer cannot be read"),
     "component.compile-failed": Code(422, "the component does not compile"),

@@ -17,6 +17,7 @@ from coven.cli import (
     ask,
     client,
     deploy,
+    flows,
     lifecycle,
     package,
     status,
@@ -50,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     target.add_argument("--token", help="its token; better in COVEN_TOKEN, where no other user sees it")
     target.add_argument("--cacert", type=Path, help="its certificate, for https")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (agent, package, deploy, lifecycle, status, ask):
+    for module in (agent, package, deploy, lifecycle, status, ask, flows):
         module.register(commands)
     _register_demo(commands)
     _register_bench(commands)

@@ -41,7 +41,7 @@ const char *coven_syscall_name(uint32_t architecture, uint32_t number);
 INCLUDES: list[str] = ["ledger.h", "capture.h", "syscalls.h"]
 
 # Headers whose whole content Python may use, but for inline functions; declared from their own text.
-FUNCTION_HEADERS: list[str] = ["ring.h", "control.h", "state.h", "client.h", "flow.h"]
+FUNCTION_HEADERS: list[str] = ["ring.h", "control.h", "state.h", "client.h", "flow.h", "flow_export.h"]
 
 
 def core_sources() -> list[str]:

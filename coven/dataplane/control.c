@@ -12,6 +12,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "flow_export.h"
 #include "worker.h"
 
 /* One request, and the answer to it. Descriptors that a handler keeps are set to -1. */
@@ -248,6 +249,24 @@ static int leave(struct coven_worker *worker)
     return 0;
 }
 
+static int handle_flows(struct coven_worker *worker, struct request *request, char *why, size_t why_bytes)
+{
+    int error;
+
+    if (request->message.op != COVEN_CONTROL_FLOWS && request->n_fds != 1)
+        return -EINVAL;
+    if (request->message.op == COVEN_CONTROL_FLOW_IMPORT)
+        return coven_control_flow_import(worker, request->fds[0], &request->answer, why, why_bytes);
+    if (request->message.op == COVEN_CONTROL_FLOW_EXPORT)
+        return coven_control_flow_export(worker, &request->message, request_payload, request->payload_bytes,
+                                         request->fds[0], &request->answer, why, why_bytes);
+    error = coven_control_flows(worker, &request->message, request_payload, request->payload_bytes, &request->answer,
+                                answer_payload, why, why_bytes);
+    if (!error)
+        request->answer_bytes = (size_t)request->answer.arg[1] * sizeof(struct coven_flow_record);
+    return error;
+}
+
 /* ---- dispatch ---------------------------------------------------------------------------------- */
 static int handle_running(struct coven_worker *worker, struct request *request, char *why, size_t why_bytes)
 {
@@ -274,6 +293,10 @@ static int handle_running(struct coven_worker *worker, struct request *request, 
         return 0;
     case COVEN_CONTROL_AGENT:
         return ask_agent(worker, request);
+    case COVEN_CONTROL_FLOWS:
+    case COVEN_CONTROL_FLOW_EXPORT:
+    case COVEN_CONTROL_FLOW_IMPORT:
+        return handle_flows(worker, request, why, why_bytes);
     default:
         return -ENOSYS;
     }

@@ -28,6 +28,9 @@ enum coven_control_op {
     COVEN_CONTROL_ATTENTION = 12,
     COVEN_CONTROL_POISON_CLEAR = 13,
     COVEN_CONTROL_HALT = 14,
+    COVEN_CONTROL_FLOWS = 16,
+    COVEN_CONTROL_FLOW_EXPORT = 17,
+    COVEN_CONTROL_FLOW_IMPORT = 18,
     COVEN_CONTROL_NOTIFY = 64, /* worker to supervisor, not asked for and not answered; arg[0] says what */
 };
 
@@ -37,6 +40,13 @@ enum coven_notice {
     COVEN_NOTICE_HUNG = 2,   /* ... for arg[1] times its limit; told again each limit */
     COVEN_NOTICE_MOVING = 3, /* ... it moves again */
     COVEN_NOTICE_FUSED = 4,  /* fused component `index` does not return: the worker ends with status 4 */
+};
+
+/* arg[0] of FLOW_EXPORT. */
+enum coven_flow_export_mode {
+    COVEN_FLOW_EXPORT_COPY = 0, /* the flow goes on here */
+    COVEN_FLOW_EXPORT_MOVE = 1, /* its packets are refused from now on */
+    COVEN_FLOW_EXPORT_BACK = 2, /* nothing is exported, its packets are taken again */
 };
 
 struct coven_control {

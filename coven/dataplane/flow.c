@@ -181,7 +181,7 @@ static uint32_t take_entry(struct coven_flow_table *table, uint64_t now_ns)
     return flow;
 }
 
-uint32_t coven_flow_make(struct coven_flow_table *table, const struct flow_key *key, uint64_t hash, bool swapped,
+uint32_t coven_flow_make(struct coven_flow_table *table, const struct flow_key *key, uint64_t hash, uint8_t flags,
                          uint64_t now_ns)
 {
     uint32_t flow = take_entry(table, now_ns);
@@ -194,7 +194,7 @@ uint32_t coven_flow_make(struct coven_flow_table *table, const struct flow_key *
     entry->last_ns = now_ns;
     entry->sequence[0] = 0;
     entry->sequence[1] = 0;
-    entry->flags = swapped ? ENTRY_SWAPPED : 0;
+    entry->flags = flags;
     entry->epoch = (uint16_t)(entry->epoch == UINT16_MAX ? 1 : entry->epoch + 1); /* 0: no flow at all */
     COVEN_FAULT("worker-flow-index");
     set_state(entry, ENTRY_USED);

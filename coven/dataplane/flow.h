@@ -29,7 +29,7 @@ struct coven_flow_packet {
     const uint8_t *data;
     struct coven_meta *meta; /* flow, flow_epoch, direction and flow_seq are filled; COVEN_NO_FLOW: it has none */
     uint32_t length;
-    int32_t refused; /* 0, or a drop reason + 1 (flow-table-full) */
+    int32_t refused; /* 0, or a drop reason + 1 (flow-table-full, flow-moved) */
 };
 
 /* ---- lifecycle ---- */

@@ -26,6 +26,8 @@ static int assign(struct coven_flow_table *table, uint32_t flow, uint8_t directi
 {
     struct flow_entry *entry = &coven_flow_entries(table)[flow];
 
+    if (entry->flags & ENTRY_MOVED)
+        return COVEN_DROP_FLOW_MOVED + 1;
     entry->last_ns = now_ns;
     meta->flow = flow;
     meta->flow_epoch = entry->epoch;
@@ -121,7 +123,7 @@ static uint32_t find_or_make(struct coven_flow_table *table, const struct wanted
         return flow;
     flow = coven_flow_find(table, &wanted->key, wanted->hash);
     if (flow == COVEN_FLOW_NONE)
-        flow = coven_flow_make(table, &wanted->key, wanted->hash, wanted->swapped, now_ns);
+        flow = coven_flow_make(table, &wanted->key, wanted->hash, wanted->swapped ? ENTRY_SWAPPED : 0, now_ns);
     return flow;
 }
 

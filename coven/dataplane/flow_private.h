@@ -6,6 +6,7 @@
  *   flow_key.c       the key of a packet and its hash
  *   flow_fragment.c  which flow the later fragments of a datagram follow
  *   flow_lookup.c    from packets to their flows
+ *   flow_export.c    flows listed, exported and imported
  *
  * What a packet touches is laid out by cache lines, because with a million flows each one touched is a miss: one of
  * the index (a bucket), one of the entry. */
@@ -47,6 +48,7 @@ enum entry_state {
 
 enum entry_flag {
     ENTRY_SWAPPED = 1, /* the first packet came from `high` */
+    ENTRY_MOVED = 2,   /* its state was taken away, or is not whole yet: packets of it are refused */
 };
 
 struct flow_entry {
@@ -197,7 +199,7 @@ static inline uint32_t coven_flow_find(const struct coven_flow_table *table, con
 
 /* ---- flow.c ------------------------------------------------------------------------------------- */
 /* A new flow, or COVEN_FLOW_NONE: the table is full. */
-uint32_t coven_flow_make(struct coven_flow_table *table, const struct flow_key *key, uint64_t hash, bool swapped,
+uint32_t coven_flow_make(struct coven_flow_table *table, const struct flow_key *key, uint64_t hash, uint8_t flags,
                          uint64_t now_ns);
 
 /* ---- flow_fragment.c ---------------------------------------------------------------------------- */

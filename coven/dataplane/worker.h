@@ -12,7 +12,7 @@
  *   watch.c     who does not move any more
  *   removal.c   flows that end: told to every component that may keep state of them
  *   recovery.c  what a killed worker left behind
- *   control.c   the supervisor's messages; snapshot.c: all counters and owners at one moment
+ *   control.c   the supervisor's messages; control_flows.c: those about flows; snapshot.c: all counters and owners at one moment
  *   wait.c      what the worker does when there is nothing to do */
 #ifndef COVEN_WORKER_H
 #define COVEN_WORKER_H
@@ -23,6 +23,7 @@
 
 #include <coven/abi.h>
 
+#include "control.h"
 #include "flow.h"
 #include "ledger.h"
 #include "port.h"
@@ -367,6 +368,14 @@ uint64_t coven_watch_due(const struct coven_worker *worker, const struct coven_r
 void coven_watch_asleep(void);
 void coven_watch_awake(struct coven_worker *worker);
 void coven_watch_turn(struct coven_worker *worker, bool has_worked);
+
+/* ---- control_flows.c: handlers of control.c; 0 or a negative errno ---- */
+int coven_control_flows(struct coven_worker *worker, const struct coven_control *request, const void *payload,
+                        size_t payload_bytes, struct coven_control *answer, void *records, char *why, size_t why_bytes);
+int coven_control_flow_export(struct coven_worker *worker, const struct coven_control *request, const void *payload,
+                              size_t payload_bytes, int fd, struct coven_control *answer, char *why, size_t why_bytes);
+int coven_control_flow_import(struct coven_worker *worker, int fd, struct coven_control *answer, char *why,
+                              size_t why_bytes);
 
 /* ---- control.c, snapshot.c, wait.c ---- */
 /* Tell the supervisor something it did not ask for; may be called in a signal's handler. */

@@ -146,6 +146,9 @@ class _Api:
             yield "POST", f"{one}/{verb}", self._verb(verb)
         yield "GET", f"{one}/monitor", self.monitor
         yield "GET", f"{one}/counters", self.counters
+        yield "GET", f"{one}/flows", self.list_flows
+        yield "POST", f"{one}/flows/export", self.export_flow
+        yield "POST", f"{one}/flows/import", self.import_flow
         yield "GET", f"{one}/list", self.list_offers
         yield "GET", f"{one}/check", self.check
         yield "POST", f"{one}/request", self.request
@@ -251,6 +254,20 @@ class _Api:
 
     def counters(self, instance_id: str) -> Any:
         return _json(self.platform.instances.snapshot(instance_id))
+
+    def list_flows(self, instance_id: str) -> Any:
+        query = bottle.request.query
+        wanted = {key: query.get(key) for key in ("address", "port", "protocol", "vlan") if query.get(key)}
+        after, limit = query.get("after", ""), _integer("limit", 100, 1, 1000)
+        return _json(self.platform.instances.flows(instance_id, wanted, after, limit))
+
+    def export_flow(self, instance_id: str) -> Any:
+        body = _body("FlowExportRequest", required=True)
+        return _json(self.platform.instances.export_flow(instance_id, body))
+
+    def import_flow(self, instance_id: str) -> Any:
+        body = _body("FlowImportRequest", required=True)
+        return _json(self.platform.instances.import_flow(instance_id, body))
 
     def list_offers(self, instance_id: str) -> Any:
         return _json(self.platform.instances.list_offers(instance_id))

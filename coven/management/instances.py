@@ -150,6 +150,21 @@ class Instances:
         self.live(instance_id)
         return self._supervisor.request("snapshot", instance=instance_id)
 
+    def flows(self, instance_id: str, wanted: dict[str, str], after: str, limit: int) -> dict[str, Any]:
+        """List flows."""
+        self.live(instance_id)
+        return self._supervisor.request("flows", instance=instance_id, filter=wanted, after=after, limit=limit)
+
+    def export_flow(self, instance_id: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Give the state of a flow."""
+        self.live(instance_id)
+        return self._supervisor.request("flow-export", instance=instance_id, **body)
+
+    def import_flow(self, instance_id: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Put an exported flow in."""
+        self.live(instance_id)
+        return self._supervisor.request("flow-import", instance=instance_id, **body)
+
     def logs(self, instance_id: str, component: str | None, lines: int, replica: int = 0) -> dict[str, Any]:
         """Give the last lines of a component's output, of a worker's if none is named."""
         found = self.live(instance_id)

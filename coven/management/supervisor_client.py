@@ -23,7 +23,7 @@ MAX_MESSAGE = 8 * 1024 * 1024
 STOCK = 8
 HINT = "the functions go on running; the keeper starts the supervisor again, try again soon"
 # Requests that may be sent again when the connection broke before the answer.
-REPEATABLE = frozenset({"hello", "state", "execute", "operation", "snapshot", "metrics", "logs", "subscribe"})
+REPEATABLE = frozenset({"hello", "state", "execute", "operation", "snapshot", "metrics", "flows", "logs", "subscribe"})
 
 
 class OutcomeUnknown(CovenError):

@@ -15,6 +15,7 @@ from coven.errors import CovenError, Where
     SEGMENT, PORT, CODE, READY, RUN, PAUSE, ATTACH, DETACH, SNAPSHOT, AGENT, EXIT, ATTENTION,
 ) = range(1, 13)  # fmt: skip
 POISON_CLEAR, HALT, NOTIFY = 13, 14, 64
+FLOWS, FLOW_EXPORT, FLOW_IMPORT = 16, 17, 18
 STILL, HUNG, MOVING, FUSED = range(1, 5)  # enum coven_notice
 REPLY = 0x80000000
 DATAGRAM = 65536
@@ -27,6 +28,16 @@ class WorkerGone(Exception):
 
 class WorkerSilent(CovenError):
     """The worker lives, but did not answer in time."""
+
+
+class WorkerRefused(CovenError):
+    """The worker answered that it cannot."""
+
+    def __init__(self, part: str, text: str, number: int) -> None:
+        """text: its words. number: errno."""
+        super().__init__("platform.internal", f"{part}: {text}", where=Where(part=part))
+        self.text = text
+        self.number = number
 
 
 class WorkerControl:
@@ -74,7 +85,7 @@ class WorkerControl:
             self._open.pop(seq, None)
         if answer.result < 0:
             text = answer.payload.split(b"\0")[0].decode("utf-8", "replace") or os.strerror(-answer.result)
-            raise CovenError("platform.internal", f"{self._part}: {text}", where=Where(part=self._part))
+            raise WorkerRefused(self._part, text, -answer.result)
         return answer
 
     def close(self) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from coven import __version__
 from coven.errors import CovenError
+from coven.flows import FlowFilter, FlowName
+from coven.supervisor import flows
 from coven.supervisor.server import Handler, number, text
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ def handlers(platform: Platform) -> dict[str, Handler]:
         "snapshot": requests.snapshot,
         "metrics": requests.metrics,
         "agent": requests.agent,
+        "flows": requests.flows,
+        "flow-export": requests.flow_export,
+        "flow-import": requests.flow_import,
         "logs": requests.logs,
         "reexec": requests.reexec,
         "shutdown": requests.shutdown,
@@ -102,6 +107,32 @@ class Requests:
     async def metrics(self, request: dict[str, Any]) -> dict[str, Any]:
         """Give the metrics that components declare."""
         return self._platform.instance(text(request, "instance")).metrics()
+
+    async def flows(self, request: dict[str, Any]) -> dict[str, Any]:
+        """List flows of an instance."""
+        instance = self._platform.instance(text(request, "instance"))
+        given = request.get("filter") or {}
+        if not isinstance(given, dict) or not all(isinstance(word, str) for word in given.values()):
+            raise CovenError("request.invalid", "`filter` must be an object of texts")
+        wanted = FlowFilter.parse(given)
+        limit = number(request, "limit", 100, flows.MAX_LIST)
+        return await flows.listed(instance, wanted, text(request, "after", ""), limit)
+
+    async def flow_export(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Take the state of a flow along."""
+        instance = self._platform.instance(text(request, "instance"))
+        move = request.get("move", False)
+        if not isinstance(move, bool):
+            raise CovenError("request.invalid", "`move` must be true or false")
+        return await flows.exported(instance, FlowName.parse(text(request, "flow")), move=move)
+
+    async def flow_import(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Put an exported flow in."""
+        instance = self._platform.instance(text(request, "instance"))
+        blob = request.get("blob")
+        if not isinstance(blob, str):
+            raise CovenError("request.invalid", "`blob` must be text")
+        return await flows.imported(instance, blob, number(request, "worker", 0, 127))
 
     async def agent(self, request: dict[str, Any]) -> dict[str, Any]:
         """Ask the Extended Agent of a component."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from coven.flows import FlowName
 from tests.fuzz import corpus
 from tests.fuzz.target import has_time, needs_clang, run
 from tests.lib import builds
@@ -28,7 +29,16 @@ def messages() -> list[bytes]:
     return [START, b'"a\\ud83d\\ude00\\n"', b"1\tget\t\n", b"9\tcall\tset-mode\nargument\tmode\tdrop\\n\n"]
 
 
+def exported() -> list[bytes]:
+    """Give exported flows, whole and without state, with the byte before them that asks for a sum."""
+    name = FlowName.parse("udp 10.0.0.1:1000 10.0.0.2:80").pack()
+    state = b"counter".ljust(32, b"\0") + (1).to_bytes(4, "little") + (24).to_bytes(4, "little") + bytes(range(24))
+    heads = [bytes(10) + n.to_bytes(2, "little") + bytes(4) + name + bytes(20) for n in range(3)]
+    return [b"\1" + heads[0], b"\1" + heads[1] + state, b"\1" + heads[2] + state + state, b"\0" + heads[1] + state]
+
+
 TARGETS = {
+    "fuzz_flow_import": ([*builds.FLOW_PARTS, "flow_export.c", "state.c", "segment.c"], exported, 1024),
     "fuzz_flow": (builds.FLOW_PARTS, flows, 4096),
     "fuzz_ea": (["ea.c", "declaration.c"], messages, 4096),
     "fuzz_client": (["client.c", "client_burst.c", "client_wait.c", "segment.c", "state.c"], lambda: [b"\x01\x2c\x01", b"\x80\x40\x02"], 1024),

@@ -13,7 +13,7 @@ MODULES = sorted(path for path in (ROOT / "coven").rglob("*.py"))
 
 # What a part may import, besides itself. Management and command line reach the supervisor by its socket only (that
 # the command line reads where a supervisor would put its files is not a call), and nothing below reaches up to them.
-COMMON = ("coven.errors", "coven.model", "coven.limits", "coven.suggest", "coven.folders", "coven.priority", "coven")
+COMMON = ("coven.errors", "coven.model", "coven.limits", "coven.suggest", "coven.folders", "coven.priority", "coven.flows", "coven")
 ALLOWED = {
     "coven.errors": (),
     "coven.limits": (),
@@ -21,6 +21,7 @@ ALLOWED = {
     "coven.folders": (),
     "coven.model": (),
     "coven.priority": ("coven.errors",),
+    "coven.flows": ("coven.errors",),
     "coven.dataplane": COMMON,
     "coven.agents": COMMON,
     "coven.network": (*COMMON, "coven.dataplane"),
