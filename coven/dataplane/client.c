@@ -77,6 +77,9 @@ static const char *read_geometry(struct coven_client *client)
                      header.data_offset;
     client->in_head = header.in.head;
     client->out_next = header.out.tail;
+    client->shown = header.out.tail;
+    client->in_tail = header.in.head;
+    client->out_head = header.out.head;
     return NULL;
 }
 

@@ -35,17 +35,24 @@ static void fetch(struct coven_client *client, uint32_t i)
     burst->fetched[i] = 1;
 }
 
-void coven_client_fetch(struct coven_client *client)
+/* Whoever looks at one packet's metadata looks at the others' too: their lines come at the same time. */
+static void expect_lines(struct coven_client *client)
 {
     for (uint32_t i = 0; i < client->burst.n; i++)
         __builtin_prefetch(told(client, i));
+    client->expected = true;
+}
+
+void coven_client_fetch(struct coven_client *client)
+{
     for (uint32_t i = 0; i < client->burst.n; i++)
-        if (!client->burst.fetched[i])
-            fetch(client, i);
+        coven_client_meta(client, i);
 }
 
 struct coven_meta *coven_client_meta(struct coven_client *client, uint32_t i)
 {
+    if (!client->expected)
+        expect_lines(client);
     if (!client->burst.fetched[i])
         fetch(client, i);
     return &client->burst.meta[i];
@@ -62,6 +69,7 @@ static void reset(struct coven_client *client, uint32_t n)
     memset(burst->fetched, 0, n);
     memset(client->words, 0, sizeof(client->words[0]) * n);
     memset(client->ending, 0, n);
+    client->expected = false;
 }
 
 int coven_client_receive(struct coven_client *client, uint32_t max)
@@ -71,16 +79,19 @@ int coven_client_receive(struct coven_client *client, uint32_t max)
 
     if (burst->n != 0)
         return -EBUSY;
-    available = __atomic_load_n(&client->replica->in.tail, __ATOMIC_ACQUIRE) - client->in_head;
+    if (client->in_tail - client->in_head < max) /* else what was seen before is enough */
+        client->in_tail = __atomic_load_n(&client->replica->in.tail, __ATOMIC_ACQUIRE);
+    available = client->in_tail - client->in_head;
     if (available > client->ring_size)
         return -EPROTO;
     n = available < max ? available : max;
     n = n < COVEN_BURST ? n : COVEN_BURST;
     if (n == 0)
         return 0;
-    room = coven_client_out_room(client);
+    room = coven_client_out_room(client, n);
     n = n < room ? n : room;
     reset(client, n);
+    coven_ring_expect_reads(client->in_entry, client->ring_size, client->in_head, available < 64 ? available : 64);
     for (uint32_t i = 0; i < n; i++) {
         struct coven_entry entry = client->in_entry[(client->in_head + i) & (client->ring_size - 1)];
 
@@ -205,20 +216,16 @@ static void write_entry(struct coven_client *client, const struct coven_meta *me
                         bool changed, uint32_t word)
 {
     uint32_t at = client->out_next & (client->ring_size - 1);
-    struct coven_entry entry =
-        coven_entry_of(meta, meta->handle,
-                       coven_entry_lap(client->out_next, client->ring_size) | (changed ? COVEN_ENTRY_CHANGED : 0u));
-    uint64_t half[2];
+    unsigned int flags = coven_entry_lap(client->out_next, client->ring_size) | (changed ? COVEN_ENTRY_CHANGED : 0u);
+    struct coven_entry entry = coven_entry_of(meta, meta->handle, flags);
 
     entry.commit = word;
-    memcpy(half, &entry, sizeof(half));
     if (changed) {
         client->out_meta[at] = *meta;
         if (meta->nsh_path != 0)
             client->out_ext[at] = *ext;
     }
-    __atomic_store_n((uint64_t *)&client->out_entry[at], half[0], __ATOMIC_RELEASE);
-    __atomic_store_n((uint64_t *)&client->out_entry[at] + 1, half[1], __ATOMIC_RELEASE);
+    coven_entry_write(&client->out_entry[at], &entry);
     client->out_next++;
 }
 
@@ -241,6 +248,7 @@ void coven_client_stage(struct coven_client *client, const uint32_t *words)
         write_entry(client, meta, &burst->ext[i], changed, words != NULL ? words[i] : client->words[i]);
         COVEN_FAULT("after-staging");
     }
+    coven_ring_expect_writes(client->out_entry, client->ring_size, client->out_next);
 }
 
 void coven_client_commit(struct coven_client *client)
@@ -248,28 +256,38 @@ void coven_client_commit(struct coven_client *client)
     coven_state_commit(&client->view, &client->state);
 }
 
-void coven_client_flush(struct coven_client *client)
+/* Show the worker what was staged. Returns whether there was anything. */
+static bool show(struct coven_client *client)
 {
     struct coven_ring *out = &client->replica->out;
-    uint64_t one = 1;
 
-    if (out->tail == client->out_next)
-        return;
+    if (client->shown == client->out_next)
+        return false;
+    client->shown = client->out_next;
     /* Release: the entries before the number that shows them. */
     __atomic_store_n(&out->tail, client->out_next, __ATOMIC_RELEASE);
+    return true;
+}
+
+void coven_client_flush(struct coven_client *client)
+{
+    if (!show(client))
+        return;
     /* The tail must be visible before `sleeping` is read, as the worker does it the other way round. */
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&out->sleeping, __ATOMIC_RELAXED) && write(client->worker_fd, &one, sizeof(one)) < 0)
-        return; /* the counter is full: the worker has been rung often enough */
+    coven_ring_fence();
+    coven_ring_wake(&client->replica->out, client->worker_fd);
 }
 
 void coven_client_publish(struct coven_client *client)
 {
     client->in_head += client->burst.n;
     client->burst.n = 0;
-    coven_client_flush(client);
+    show(client);
     __atomic_store_n(&client->replica->in.head, client->in_head, __ATOMIC_RELEASE);
     coven_client_progress(client);
+    /* Without a fence, which would wait for all that was written to arrive: a worker that falls asleep just now is seen
+     * after the next burst, or by coven_client_wait(). */
+    coven_ring_wake(&client->replica->out, client->worker_fd);
     COVEN_FAULT("after-counter");
 }
 
@@ -295,7 +313,7 @@ int coven_client_release(struct coven_client *client, uint32_t handle, uint8_t v
 
     if (packet == NULL)
         return -ENOENT;
-    if (coven_client_out_room(client) == 0)
+    if (coven_client_out_room(client, 1) == 0)
         return -EAGAIN;
     packet->meta.handle = handle;
     packet->meta.kind = COVEN_ENTRY_PACKET;

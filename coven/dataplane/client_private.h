@@ -40,9 +40,14 @@ struct coven_client {
     /* positions */
     uint32_t in_head;  /* entries of the in-ring that are finished */
     uint32_t out_next; /* where the next entry is staged; the ring's tail lags behind it */
+    uint32_t shown;    /* the ring's tail */
+    uint32_t in_tail;  /* of the in-ring, as last seen */
+    uint32_t out_head; /* of the out-ring, as last seen */
+    uint32_t waits;    /* calls of coven_client_wait() */
     /* the burst */
     struct coven_client_burst burst;
     struct coven_state_burst state;
+    bool expected;                 /* the lines of the burst were asked for */
     uint32_t handles[COVEN_BURST]; /* as received: what a component writes to meta.handle is not believed */
     uint8_t kinds[COVEN_BURST];
     uint32_t words[COVEN_BURST]; /* commit words to stage */
@@ -51,11 +56,16 @@ struct coven_client {
     uint32_t n_held;
 };
 
-/* Packets that may still be staged beside the unfinished burst. More than the ring size: the head is a lie. */
-static inline uint32_t coven_client_out_room(const struct coven_client *client)
+/* Packets that may still be staged beside the unfinished burst. More than the ring size: the head is a lie. Looks at the
+ * worker's word only when there seem to be fewer than `wanted`: it is a line from another core. */
+static inline uint32_t coven_client_out_room(struct coven_client *client, uint32_t wanted)
 {
-    uint32_t used = client->out_next - __atomic_load_n(&client->replica->out.head, __ATOMIC_ACQUIRE);
+    uint32_t used = client->out_next - client->out_head;
 
+    if (used + client->burst.n + wanted > client->ring_size) {
+        client->out_head = __atomic_load_n(&client->replica->out.head, __ATOMIC_ACQUIRE);
+        used = client->out_next - client->out_head;
+    }
     if (used + client->burst.n > client->ring_size)
         return 0;
     return client->ring_size - used - client->burst.n;

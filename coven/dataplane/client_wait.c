@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Waiting for packets and for questions: look a while, then sleep on both (docs/internals.md section 4). */
 #include "client_private.h"
+#include "ring.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <sched.h>
 #include <unistd.h>
 
-#define YIELDS 64      /* before sleeping */
-#define FULL_WAIT_MS 1 /* nobody rings when the out-ring gets room again */
+#define YIELDS 64       /* before sleeping */
+#define FULL_WAIT_MS 1  /* nobody rings when the out-ring gets room again */
+#define AGENT_EVERY 32u /* waits that end at once, between two looks at the agent: each is a system call */
 
 static bool has_entries(const struct coven_client *client)
 {
@@ -46,14 +48,17 @@ int coven_client_wait(struct coven_client *client, int timeout_ms)
     int woke;
 
     coven_client_progress(client);
+    /* the fence that coven_client_publish() left out */
+    coven_ring_fence();
+    coven_ring_wake(&client->replica->out, client->worker_fd);
     for (int i = 0; i < YIELDS && timeout_ms != 0; i++) {
-        if (has_entries(client) && coven_client_out_room(client) != 0)
-            return COVEN_WOKE_PACKETS | agent_ready(client);
+        if (has_entries(client) && coven_client_out_room(client, 1) != 0)
+            return COVEN_WOKE_PACKETS | (++client->waits % AGENT_EVERY == 0 ? agent_ready(client) : 0);
         sched_yield();
     }
     if (has_entries(client)) {
         /* The worker has not taken what was published. It rings for new entries, not for room. */
-        woke = sleep_until(client, coven_client_out_room(client) != 0 ? 0 : FULL_WAIT_MS);
+        woke = sleep_until(client, coven_client_out_room(client, 1) != 0 ? 0 : FULL_WAIT_MS);
         return woke < 0 ? woke : woke | COVEN_WOKE_PACKETS;
     }
     __atomic_store_n(&in->sleeping, 1, __ATOMIC_SEQ_CST);

@@ -130,7 +130,7 @@ static bool show(struct coven_worker *worker, struct coven_burst *burst)
         burst->shape[i] = shape_of(meta);
         burst->pkts[i] = (struct coven_packet){
             .data = pool + (size_t)handles[i] * buffer_bytes + meta->offset,
-            .meta = meta,
+            .meta = (struct coven_meta_head *)meta,
             .ext = &exts[handles[i]],
             .room_front = meta->offset,
             .room_back = buffer_bytes - meta->offset - meta->length,
@@ -188,13 +188,13 @@ static bool follow_verdict(struct coven_worker *worker, uint16_t hop, const stru
 static const struct coven_plan_next *agreed(struct coven_worker *worker, uint16_t hop, struct coven_burst *burst)
 {
     const struct coven_plan_hop *place = &worker->plan->hops[hop];
-    uint32_t first = answer_of(burst->pkts[0].meta), different = 0, changed = 0;
+    uint32_t first = answer_of(coven_line_of(&burst->pkts[0])), different = 0, changed = 0;
     struct answer answer;
     uint16_t n = burst->n;
 
 #pragma GCC unroll 4
     for (uint16_t i = 0; i < n; i++) {
-        const struct coven_meta *meta = burst->pkts[i].meta;
+        const struct coven_meta *meta = coven_line_of(&burst->pkts[i]);
 
         different |= answer_of(meta) ^ first;
         changed |= shape_of(meta) ^ burst->shape[i];
@@ -213,7 +213,7 @@ static uint16_t follow_verdicts(struct coven_worker *worker, uint16_t hop, const
     uint16_t out = 0;
 
     for (uint16_t i = 0; i < burst->n; i++) {
-        const struct coven_meta *meta = burst->pkts[i].meta;
+        const struct coven_meta *meta = coven_line_of(&burst->pkts[i]);
 
         out += follow_verdict(worker, hop, &pkts[i], burst->handle[i], meta->verdict, meta->output);
     }

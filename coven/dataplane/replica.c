@@ -39,31 +39,56 @@ struct coven_replica_link *coven_replica_choose(struct coven_worker *worker, uin
     return &worker->replica[plan->first_replica + n];
 }
 
-/* Write one entry beyond the tail, with its line beside it; it is shown with coven_replica_publish(). */
-static void put_entry(struct coven_worker *worker, struct coven_replica_link *link, uint16_t hop, uint32_t handle,
-                      uint32_t position)
+/* Short packets are most packets, and for them a call of memcpy() is most of the copy. */
+static inline void copy_packet(uint8_t *to, const uint8_t *from, uint32_t length)
 {
-    uint32_t slot = coven_ring_slot(&link->in, position), copy = 0;
-    const struct coven_meta *meta = &worker->book.meta[handle];
-
-    if (link->buffers) {
-        copy = link->free_copies[--link->n_free_copies];
-        link->packet_of[copy] = handle;
-        memcpy(link->buffers + (size_t)copy * worker->plan->buffer_bytes + meta->offset,
-               coven_worker_buffer(worker, handle) + meta->offset, meta->length);
+    if (length < 32 || length > 64) {
+        memcpy(to, from, length);
+        return;
     }
-    link->given[position & link->given_mask] = (struct coven_given){handle, (uint16_t)copy, hop};
-    link->in.entry[slot] = (struct coven_entry){
-        .handle = link->buffers ? copy : handle,
-        .offset = meta->offset,
-        .length = meta->length,
-        .kind = COVEN_ENTRY_PACKET,
-    };
-    link->in.meta[slot] = *meta;
-    link->in.meta[slot].hop = hop;
-    if (meta->nsh_path != 0) {
-        link->in.ext[slot] = worker->book.ext[handle];
-        link->in.ext[slot].cut = 0;
+    memcpy(to, from, 32);
+    memcpy(to + length - 32, from + length - 32, 32);
+}
+
+/* Copy a packet into a buffer of the replica's own. Returns its number. */
+static uint32_t put_copy(struct coven_worker *worker, struct coven_replica_link *link, uint32_t handle,
+                         const struct coven_meta *meta)
+{
+    uint32_t copy = link->free_copies[--link->n_free_copies];
+
+    link->packet_of[copy] = handle;
+    copy_packet(link->buffers + (size_t)copy * worker->plan->buffer_bytes + meta->offset,
+                coven_worker_buffer(worker, handle) + meta->offset, meta->length);
+    return copy;
+}
+
+/* Write entries from in.position on, with their lines beside them; shown with coven_replica_publish(). */
+static void put_entries(struct coven_worker *worker, struct coven_replica_link *link, uint16_t hop,
+                        const uint32_t *handles, uint32_t n)
+{
+    struct coven_entry *entries = link->in.entry;
+    struct coven_meta *lines = link->in.meta;
+    struct coven_given *queue = link->given;
+    const struct coven_meta *metas = worker->book.meta;
+    uint32_t mask = link->in.size - 1u, given_mask = link->given_mask, position = link->in.position;
+    bool copies = link->buffers != NULL;
+
+    for (uint32_t i = 0; i < n; i++, position++) {
+        uint32_t handle = handles[i], slot = position & mask, copy = 0;
+        const struct coven_meta *meta = &metas[handle];
+        struct coven_entry entry = {.offset = meta->offset, .length = meta->length, .kind = COVEN_ENTRY_PACKET};
+
+        if (copies)
+            copy = put_copy(worker, link, handle, meta);
+        entry.handle = copies ? copy : handle;
+        queue[position & given_mask] = (struct coven_given){handle, (uint16_t)copy, hop};
+        coven_entry_write(&entries[slot], &entry);
+        lines[slot] = *meta;
+        lines[slot].hop = hop;
+        if (meta->nsh_path != 0) {
+            link->in.ext[slot] = worker->book.ext[handle];
+            link->in.ext[slot].cut = 0;
+        }
     }
 }
 
@@ -99,8 +124,7 @@ static void give(struct coven_worker *worker, struct coven_replica_link *link, u
         room = n;
     }
     coven_book_room(&worker->book, n, 2, 1);
-    for (uint32_t i = 0; i < room; i++)
-        put_entry(worker, link, hop, handles[i], link->in.position + i);
+    put_entries(worker, link, hop, handles, room);
     if (room < n)
         coven_book_count(&worker->book, COVEN_CELL_DROP(scope_of(link), COVEN_DROP_RING_FULL), n - room);
     for (uint32_t i = room; i < n; i++)
@@ -111,6 +135,7 @@ static void give(struct coven_worker *worker, struct coven_replica_link *link, u
     link->in.position += room;
     link->unpublished = true;
     coven_book_word(&worker->book, &worker->book.ledger->replica[link->number].in_tail, link->in.position);
+    coven_ring_expect_writes(link->in.entry, link->in.size, link->in.position); /* of the next burst */
 }
 
 static void give_or_down(struct coven_worker *worker, struct coven_replica_link *link, uint16_t hop,
@@ -173,17 +198,43 @@ bool coven_replica_tell(struct coven_worker *worker, struct coven_replica_link *
     return true;
 }
 
+static void wake(struct coven_replica_link *link)
+{
+    if (coven_ring_wake(link->in.ring, link->in.doorbell))
+        link->unheard = false;
+}
+
 void coven_replica_publish(struct coven_worker *worker)
 {
     for (uint32_t r = 0; r < worker->plan->n_replicas; r++) {
         struct coven_replica_link *link = &worker->replica[r];
 
-        if (!link->unpublished)
+        if (link->unpublished) {
+            COVEN_FAULT("worker-ring-publish");
+            link->unpublished = false;
+            if (link->attached)
+                coven_ring_show(&link->in, link->in.position);
+            link->unheard = link->attached;
+        }
+        if (link->unheard)
+            wake(link);
+    }
+}
+
+void coven_replica_wake(struct coven_worker *worker)
+{
+    bool fenced = false;
+
+    for (uint32_t r = 0; r < worker->plan->n_replicas; r++) {
+        struct coven_replica_link *link = &worker->replica[r];
+
+        if (!link->unheard)
             continue;
-        COVEN_FAULT("worker-ring-publish");
-        link->unpublished = false;
-        if (link->attached)
-            coven_ring_publish(&link->in, link->in.position);
+        if (!fenced)
+            coven_ring_fence();
+        fenced = true;
+        wake(link);
+        link->unheard = false;
     }
 }
 
@@ -193,13 +244,18 @@ static const struct coven_given *queue_front(const struct coven_replica_link *li
     return link->given_head != link->in.position ? &link->given[link->given_head & link->given_mask] : NULL;
 }
 
-/* The first packet leaves the queue, with the ends of flows behind it. */
+/* The queue begins with a packet: ends of flows leave it. */
+static void queue_skip(struct coven_replica_link *link)
+{
+    while (link->given_head != link->in.position &&
+           link->given[link->given_head & link->given_mask].handle == COVEN_NO_HANDLE)
+        link->given_head++;
+}
+
 static void queue_pop(struct coven_replica_link *link)
 {
-    do
-        link->given_head++;
-    while (link->given_head != link->in.position &&
-           link->given[link->given_head & link->given_mask].handle == COVEN_NO_HANDLE);
+    link->given_head++;
+    queue_skip(link);
 }
 
 /* The first packet of the queue is kept by the component. */
@@ -277,13 +333,13 @@ static inline void take_bounds(struct coven_worker *worker, struct coven_replica
 {
     struct coven_meta *meta = &worker->book.meta[handle];
 
-    if (meta->offset != entry->offset || meta->length != entry->length) {
+    if (__builtin_expect(meta->offset != entry->offset || meta->length != entry->length, 0)) {
         meta->offset = entry->offset;
         meta->length = entry->length;
     }
     if (link->buffers)
-        memcpy(coven_worker_buffer(worker, handle) + entry->offset,
-               link->buffers + (size_t)entry->handle * worker->plan->buffer_bytes + entry->offset, entry->length);
+        copy_packet(coven_worker_buffer(worker, handle) + entry->offset,
+                    link->buffers + (size_t)entry->handle * worker->plan->buffer_bytes + entry->offset, entry->length);
 }
 
 /* Take back what it says it changed of the line. */
@@ -342,7 +398,8 @@ static void take_back(struct coven_worker *worker, struct coven_replica_link *li
 
 /* Carry the verdict on a packet that the replica has out. */
 static enum coven_judgement follow(struct coven_worker *worker, struct coven_replica_link *link, uint32_t handle,
-                                   bool in_order, const struct coven_returned *returned, struct coven_forward *forward)
+                                   bool in_order, const struct coven_returned *returned,
+                                   struct coven_forwards *forwards)
 {
     const struct coven_entry *entry = &returned->entry;
     uint32_t hop = in_order ? queue_front(link)->hop : worker->book.meta[handle].hop;
@@ -356,8 +413,9 @@ static enum coven_judgement follow(struct coven_worker *worker, struct coven_rep
             take_line(worker, handle, returned);
         take_back(worker, link, handle, entry->handle, in_order, coven_owner(COVEN_OWNER_WORKER, 0, 0, 0));
         count(worker, link, COVEN_COMPONENT_OUT_PKTS, 1);
-        *forward = (struct coven_forward){handle, &worker->plan->hops[hop].next[entry->output]};
-        return COVEN_JUDGED_FORWARD;
+        forwards->handle[forwards->n] = handle;
+        forwards->next[forwards->n++] = &worker->plan->hops[hop].next[entry->output];
+        return COVEN_JUDGED_DONE;
     case COVEN_DROP:
         take_back(worker, link, handle, entry->handle, in_order, 0);
         coven_book_count(&worker->book, COVEN_CELL_DROP(scope_of(link), COVEN_DROP_COMPONENT_VERDICT), 1);
@@ -379,7 +437,7 @@ static enum coven_judgement follow(struct coven_worker *worker, struct coven_rep
 }
 
 enum coven_judgement coven_replica_judge(struct coven_worker *worker, struct coven_replica_link *link,
-                                         const struct coven_returned *returned, struct coven_forward *forward)
+                                         const struct coven_returned *returned, struct coven_forwards *forwards)
 {
     const struct coven_entry *entry = &returned->entry;
     const struct coven_given *front = queue_front(link);
@@ -392,14 +450,14 @@ enum coven_judgement coven_replica_judge(struct coven_worker *worker, struct cov
         return COVEN_JUDGED_DONE;
     }
     if (is_in_order(link, front, entry->handle))
-        return follow(worker, link, front->handle, true, returned, forward);
+        return follow(worker, link, front->handle, true, returned, forwards);
     handle = find_packet(worker, link, entry->handle);
     if (handle == COVEN_NO_HANDLE)
         return violation(worker, link);
     if (is_late(worker, link, handle, entry->handle, entry->verdict))
         return COVEN_JUDGED_DONE;
     if (is_kept(worker, link, handle, COVEN_OWNER_REPLICA))
-        return follow(worker, link, handle, false, returned, forward);
+        return follow(worker, link, handle, false, returned, forwards);
     return front ? COVEN_JUDGED_UNKNOWN : violation(worker, link);
 }
 
@@ -448,8 +506,7 @@ static inline void copy_entry(const struct coven_replica_link *link, uint32_t po
 {
     uint32_t slot = coven_ring_slot(&link->out, position);
 
-    returned->entry = link->out.entry[slot];
-    __asm__ volatile("" ::: "memory"); /* never the shared entry again */
+    coven_entry_read(&returned->entry, &link->out.entry[slot]);
     if ((returned->entry.flags & COVEN_ENTRY_CHANGED) == 0)
         return;
     returned->meta = link->out.meta[slot];
@@ -459,62 +516,68 @@ static inline void copy_entry(const struct coven_replica_link *link, uint32_t po
     __asm__ volatile("" ::: "memory");
 }
 
-/* What nearly every entry is: the first packet of the queue, whole, forwarded, its line as it was. Its owner word says
- * `worker` all the time. */
-static inline bool is_plain(const struct coven_worker *worker, const struct coven_replica_link *link,
-                            const struct coven_given *front, const struct coven_entry *entry)
+/* Take what nearly all entries are: the first packet of the queue, whole, forwarded, its line as it was. Its owner word says
+ * `worker` all the time, so nothing is noted for each. Returns how many; the next entry is something else. What is the
+ * same for all is loaded once: the compiler must otherwise expect that each store changed it. */
+static uint16_t take_plain(struct coven_worker *worker, struct coven_replica_link *link, uint32_t position, uint16_t n,
+                           struct coven_forwards *forwards)
 {
-    return is_in_order(link, front, entry->handle) && entry->kind == COVEN_ENTRY_PACKET &&
-           entry->verdict == COVEN_FORWARD && (entry->flags & COVEN_ENTRY_CHANGED) == 0 &&
-           entry->output < link->plan->outputs && is_whole(entry, worker->plan->buffer_bytes);
-}
+    const struct coven_plan_hop *hops = worker->plan->hops;
+    const struct coven_given *queue = link->given;
+    uint32_t buffer_bytes = worker->plan->buffer_bytes, outputs = link->plan->outputs;
+    uint32_t given_mask = link->given_mask, head = link->given_head, tail = link->in.position;
+    bool copies = link->buffers != NULL;
+    uint16_t i;
 
-struct taken {
-    struct coven_forward forward[COVEN_BURST];
-    uint16_t n_forward;
-};
+    for (i = 0; i < n && head != tail; i++, head++) {
+        const struct coven_given *given = &queue[head & given_mask];
+        struct coven_entry entry;
+
+        coven_entry_read(&entry, &link->out.entry[coven_ring_slot(&link->out, position + i)]);
+        if (entry.handle != (copies ? given->copy : given->handle) || given->handle == COVEN_NO_HANDLE ||
+            entry.kind != COVEN_ENTRY_PACKET || entry.verdict != COVEN_FORWARD ||
+            (entry.flags & COVEN_ENTRY_CHANGED) != 0 || entry.output >= outputs || !is_whole(&entry, buffer_bytes))
+            break;
+        take_bounds(worker, link, given->handle, &entry);
+        if (copies)
+            release_copy(link, entry.handle);
+        forwards->handle[forwards->n] = given->handle;
+        forwards->next[forwards->n++] = &hops[given->hop].next[entry.output];
+    }
+    link->given_head = head;
+    queue_skip(link);
+    if (i > 0)
+        count(worker, link, COVEN_COMPONENT_OUT_PKTS, i);
+    return i;
+}
 
 /* Copy and judge up to n entries. Returns how many; less if one may name a packet in the queue, out of turn. */
 static uint16_t judge_burst(struct coven_worker *worker, struct coven_replica_link *link, uint16_t n,
-                            struct taken *taken)
+                            struct coven_forwards *forwards)
 {
-    uint16_t n_plain = 0, i;
+    uint16_t i = 0;
 
-    for (i = 0; i < n; i++) {
-        const struct coven_given *front = queue_front(link);
-        struct coven_forward *forward = &taken->forward[taken->n_forward];
-        enum coven_judgement judgement = COVEN_JUDGED_FORWARD;
+    for (;;) {
         struct coven_returned returned;
 
+        i = (uint16_t)(i + take_plain(worker, link, link->out.position + i, n - i, forwards));
+        if (i == n)
+            return n;
         copy_entry(link, link->out.position + i, &returned);
-        if (is_plain(worker, link, front, &returned.entry)) {
-            *forward =
-                (struct coven_forward){front->handle, &worker->plan->hops[front->hop].next[returned.entry.output]};
-            take_bounds(worker, link, front->handle, &returned.entry);
-            if (link->buffers)
-                release_copy(link, returned.entry.handle);
-            queue_pop(link);
-            n_plain++;
-        } else {
-            judgement = coven_replica_judge(worker, link, &returned, forward);
-        }
-        if (judgement == COVEN_JUDGED_UNKNOWN)
-            break;
-        taken->n_forward += judgement == COVEN_JUDGED_FORWARD;
+        if (coven_replica_judge(worker, link, &returned, forwards) == COVEN_JUDGED_UNKNOWN)
+            return i;
+        i++;
     }
-    if (n_plain > 0)
-        count(worker, link, COVEN_COMPONENT_OUT_PKTS, n_plain);
-    return i;
 }
 
 static uint16_t take_burst(struct coven_worker *worker, struct coven_replica_link *link, uint16_t n)
 {
     struct coven_ledger_replica *known = &worker->book.ledger->replica[link->number];
-    struct taken taken;
+    struct coven_forwards forwards;
 
-    taken.n_forward = 0;
+    forwards.n = 0;
     coven_book_room(&worker->book, COVEN_BURST, 8, 2);
-    n = judge_burst(worker, link, n, &taken);
+    n = judge_burst(worker, link, n, &forwards);
     if (n == 0)
         return 0;
     coven_book_word(&worker->book, &known->out_head, link->out.position + n);
@@ -522,16 +585,17 @@ static uint16_t take_burst(struct coven_worker *worker, struct coven_replica_lin
     COVEN_FAULT("worker-ring-taken");
     coven_book_commit(&worker->book);
     coven_ring_taken(&link->out, link->out.position + n);
-    coven_replica_pass_on(worker, link, taken.forward, taken.n_forward);
+    coven_replica_pass_on(worker, link, &forwards);
     return n;
 }
 
 uint32_t coven_replica_take(struct coven_worker *worker, struct coven_replica_link *link)
 {
-    uint32_t ready = coven_ring_ready(&link->out);
+    uint32_t ready = coven_ring_known(&link->out, COVEN_BURST);
     uint16_t n = ready < COVEN_BURST ? (uint16_t)ready : COVEN_BURST, taken;
 
     count_broken(worker, link);
+    coven_ring_expect_reads(link->out.entry, link->out.size, link->out.position, ready < 64 ? ready : 64);
     if (n == 0) {
         if (link->kept.n > link->plan->hold_limit)
             coven_replica_hold_check(worker, link);
@@ -546,9 +610,17 @@ uint32_t coven_replica_take(struct coven_worker *worker, struct coven_replica_li
 }
 
 void coven_replica_pass_on(struct coven_worker *worker, struct coven_replica_link *link,
-                           const struct coven_forward *forward, uint16_t n)
+                           const struct coven_forwards *forwards)
 {
-    for (uint16_t i = 0; i < n; i++)
-        coven_graph_put(worker, forward[i].handle, forward[i].next, scope_of(link));
+    uintptr_t different = 0;
+
+    if (forwards->n == 0)
+        return;
+    for (uint16_t i = 0; i < forwards->n; i++)
+        different |= (uintptr_t)forwards->next[i] ^ (uintptr_t)forwards->next[0];
+    if (different == 0) /* mostly */
+        coven_graph_put_all(worker, forwards->handle, forwards->n, forwards->next[0], scope_of(link));
+    for (uint16_t i = 0; different != 0 && i < forwards->n; i++)
+        coven_graph_put(worker, forwards->handle[i], forwards->next[i], scope_of(link));
     coven_graph_walk(worker);
 }

@@ -49,6 +49,7 @@ static void close_link(struct coven_replica_link *link)
     coven_segment_unmap(&link->segment);
     link->attached = false;
     link->unpublished = false;
+    link->unheard = false;
     link->hung = false;
     link->watch = (struct coven_watch){0};
     link->seen_broken = 0;
@@ -137,9 +138,8 @@ static uint64_t take_staged(struct coven_worker *worker, struct coven_replica_li
         uint32_t position = link->out.position + i;
         uint32_t slot = coven_ring_slot(&link->out, position);
         struct coven_returned returned = {link->out.entry[slot], link->out.meta[slot], link->out.ext[slot]};
-        struct coven_forward forward;
+        struct coven_forwards forwards = {.n = 0};
         uint32_t named = returned.entry.handle;
-        enum coven_judgement judgement;
 
         __asm__ volatile("" ::: "memory"); /* judge the copies, never the shared entry again */
         if ((returned.entry.flags & COVEN_ENTRY_LAP) != coven_entry_lap(position, link->out.size))
@@ -155,12 +155,10 @@ static uint64_t take_staged(struct coven_worker *worker, struct coven_replica_li
                                    returned.entry.commit))
             continue;
         coven_book_room(&worker->book, 1, 8, 0);
-        judgement = coven_replica_judge(worker, link, &returned, &forward);
+        (void)coven_replica_judge(worker, link, &returned, &forwards); /* known: the queue is empty */
         coven_book_commit(&worker->book);
-        if (judgement == COVEN_JUDGED_FORWARD) {
-            coven_replica_pass_on(worker, link, &forward, 1);
-            taken++;
-        }
+        coven_replica_pass_on(worker, link, &forwards);
+        taken += forwards.n;
     }
     return taken;
 }

@@ -37,21 +37,25 @@ uint32_t coven_ring_room(struct coven_ring_side *side, uint32_t wanted)
     return side->size - used;
 }
 
-void coven_ring_publish(struct coven_ring_side *side, uint32_t tail)
+bool coven_ring_wake(const struct coven_ring *ring, int doorbell)
 {
     const uint64_t one = 1;
+    ssize_t rung;
 
-    side->position = tail;
-    /* release: entries are written before the tail that shows them */
-    __atomic_store_n(&side->ring->tail, tail, __ATOMIC_RELEASE);
+    if (__atomic_load_n(&ring->sleeping, __ATOMIC_RELAXED) == 0 || doorbell < 0)
+        return false;
+    rung = write(doorbell, &one, sizeof(one));
+    (void)rung; /* EAGAIN means that the doorbell was rung often and never heard: it is set anyway */
+    return true;
+}
+
+void coven_ring_publish(struct coven_ring_side *side, uint32_t tail)
+{
+    coven_ring_show(side, tail);
     /* The consumer stores `sleeping` and then reads `tail`; we store `tail` and then read `sleeping`. Only a
      * full fence on both sides makes sure that one of the two sees the other. */
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&side->ring->sleeping, __ATOMIC_RELAXED) != 0 && side->doorbell >= 0) {
-        /* EAGAIN means that the doorbell was rung often and never heard: it is set anyway */
-        ssize_t rung = write(side->doorbell, &one, sizeof(one));
-        (void)rung;
-    }
+    coven_ring_fence();
+    coven_ring_wake(side->ring, side->doorbell);
 }
 
 uint16_t coven_ring_enqueue_burst(struct coven_ring_side *side, const struct coven_meta *meta,

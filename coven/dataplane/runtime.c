@@ -247,8 +247,9 @@ static uint32_t run_packet(struct coven_runtime *runtime, struct coven_packet *p
     uint16_t n_before = runtime->burst.n, index = 0;
     void *fs = NULL;
 
-    if (pkt->meta->flow != COVEN_NO_FLOW)
-        fs = coven_state_begin(&runtime->view, &runtime->burst, pkt->meta->flow, pkt->meta->flow_epoch, &index);
+    if (runtime->view.n_slots != 0 && coven_meta(pkt)->flow != COVEN_NO_FLOW)
+        fs = coven_state_begin(&runtime->view, &runtime->burst, coven_meta(pkt)->flow, coven_meta(pkt)->flow_epoch,
+                               &index);
     if (fs != NULL && runtime->burst.n != n_before && runtime->burst.open[index].fresh &&
         ops->allocate_new_fs != NULL && ops->allocate_new_fs(&runtime->self, pkt, fs) < 0) {
         coven_state_abandon(&runtime->burst, index);

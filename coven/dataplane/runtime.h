@@ -13,6 +13,12 @@
 
 struct coven_runtime;
 
+/* The metadata of a packet whose whole line is there, or of which only the head is looked at. */
+static inline struct coven_meta *coven_line_of(const struct coven_packet *pkt)
+{
+    return (struct coven_meta *)pkt->meta;
+}
+
 struct coven_runtime_release {
     uint32_t handle;
     uint8_t verdict;

@@ -276,7 +276,9 @@ void coven_wait_turn(struct coven_worker *worker, uint32_t done)
     if (done > 0) {
         add(worker, COVEN_CELL_WORKER(COVEN_WORKER_BUSY_LOOPS));
         worker->idle_loops = 0;
-    } else if (!stays_awake(worker) && !worker->leaving) {
-        sleep_now(worker);
+        return;
     }
+    coven_replica_wake(worker);
+    if (!stays_awake(worker) && !worker->leaving)
+        sleep_now(worker);
 }

@@ -10,6 +10,35 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+/* Bursts of one source in one turn, if it has that many: what a turn costs, and what travels between cores for it, is
+ * shared by more packets when there are many. */
+#define TURN_BURSTS 4
+
+static uint32_t receive(struct coven_worker *worker, uint16_t port)
+{
+    /* a wire has others waiting for it; a source that can wait has not */
+    int bursts = worker->port[port].window != 0 ? TURN_BURSTS : 1;
+    uint32_t done = 0, n;
+
+    do {
+        n = coven_ingress_burst(worker, port);
+        done += n;
+    } while (n > COVEN_BURST && --bursts > 0);
+    return done;
+}
+
+static uint32_t take(struct coven_worker *worker, struct coven_replica_link *link)
+{
+    uint32_t done = 0, n;
+    int bursts = TURN_BURSTS;
+
+    do {
+        n = coven_replica_take(worker, link);
+        done += n;
+    } while (n == COVEN_BURST && --bursts > 0);
+    return done;
+}
+
 /* The life of a packet: received from a port and booked (ingress), walked along the hops of its path (graph) through
  * fused components (fused) and, by ring, isolated ones (replica), collected for a port and sent in bursts (egress).
  * Whatever a turn changed is in the ledger before the components are shown their part of it. */
@@ -29,7 +58,7 @@ int coven_worker_run(struct coven_worker *worker)
             if (!worker->port[p].attached)
                 continue;
             if (worker->receiving && !worker->halted)
-                done += coven_ingress_burst(worker, p);
+                done += receive(worker, p);
             else if (worker->port[p].port.ops->lending)
                 coven_lending_turn(worker, p);
         }
@@ -37,7 +66,7 @@ int coven_worker_run(struct coven_worker *worker)
         /* isolated components give packets back -> graph */
         for (uint32_t r = 0; worker->running && r < worker->plan->n_replicas; r++)
             if (worker->replica[r].attached)
-                done += coven_replica_take(worker, &worker->replica[r]);
+                done += take(worker, &worker->replica[r]);
 
         /* fused components release held packets -> graph */
         done += coven_fused_collect(worker);

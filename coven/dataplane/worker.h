@@ -77,6 +77,7 @@ struct coven_replica_link {
     uint16_t number;    /* through all components */
     bool attached;
     bool unpublished; /* entries were written that its in-ring does not show yet */
+    bool unheard;     /* entries were shown, and whether it slept was not yet looked at behind a fence */
     struct coven_segment segment;
     struct coven_ring_side in;  /* worker -> component, we produce */
     struct coven_ring_side out; /* component -> worker, we consume */
@@ -105,14 +106,15 @@ struct coven_returned {
     struct coven_meta_ext ext;
 };
 
-struct coven_forward {
-    uint32_t handle;
-    const struct coven_plan_next *next;
+/* Packets that came back and go on. */
+struct coven_forwards {
+    uint16_t n;
+    uint32_t handle[COVEN_BURST];
+    const struct coven_plan_next *next[COVEN_BURST];
 };
 
 enum coven_judgement {
-    COVEN_JUDGED_DONE,    /* nothing goes on */
-    COVEN_JUDGED_FORWARD, /* a packet goes on */
+    COVEN_JUDGED_DONE,
     COVEN_JUDGED_UNKNOWN, /* nothing was done: it may name a packet in the queue (coven_replica_spill()) */
 };
 
@@ -312,14 +314,17 @@ bool coven_replica_tell(struct coven_worker *worker, struct coven_replica_link *
 uint32_t coven_replica_take(struct coven_worker *worker, struct coven_replica_link *link);
 /* Show the replicas what was written for them; only after the intent is committed. */
 void coven_replica_publish(struct coven_worker *worker);
+/* Before the worker waits: nobody sleeps beside what was shown to him. */
+void coven_replica_wake(struct coven_worker *worker);
 /* Hold limit and time of one replica, if it has given back everything it has taken from its in-ring so far. */
 void coven_replica_hold_check(struct coven_worker *worker, struct coven_replica_link *link);
-/* Judge one entry a component wrote, a copy of it with its line; collects in the open intent. */
+/* Judge one entry a component wrote, a copy of it with its line; collects in the open intent. A packet that goes on is
+ * added to `forwards`. */
 enum coven_judgement coven_replica_judge(struct coven_worker *worker, struct coven_replica_link *link,
-                                         const struct coven_returned *entry, struct coven_forward *forward);
-/* Put packets that came back where their chosen output leads, at most COVEN_BURST. */
+                                         const struct coven_returned *entry, struct coven_forwards *forwards);
+/* Put packets that came back where their chosen output leads. */
 void coven_replica_pass_on(struct coven_worker *worker, struct coven_replica_link *link,
-                           const struct coven_forward *forward, uint16_t n);
+                           const struct coven_forwards *forwards);
 /* Move what a replica was given before in-ring position `end` from the queue to `kept`: there each packet can be
  * found by its number. */
 void coven_replica_spill(struct coven_worker *worker, struct coven_replica_link *link, uint32_t end);

@@ -22,11 +22,11 @@ SOURCES = ("declaration.c", "ea.c", "runtime.c", "runtime_agent.c", "state.c")
 WHO = """
 #include <coven/component.h>
 static int allocate(struct coven_component *self, const struct coven_packet *pkt, void *fs)
-{ (void)self; (void)fs; return pkt->meta->mark == 13 ? -1 : 0; }
+{ (void)self; (void)fs; return coven_meta(pkt)->mark == 13 ? -1 : 0; }
 static void deallocate(struct coven_component *self, void *fs)
 { coven_gauge(coven_metric(self, "last"), (double)*(uint64_t *)fs); }
 static void pkt(struct coven_component *self, struct coven_packet *pkt, void *fs)
-{ (void)self; if (fs) pkt->meta->user[0] = (uint32_t)++*(uint64_t *)fs; if (pkt->meta->mark == 7) coven_hold(pkt); }
+{ (void)self; if (fs) coven_meta(pkt)->user[0] = (uint32_t)++*(uint64_t *)fs; if (coven_meta(pkt)->mark == 7) coven_hold(pkt); }
 static int who(struct coven_component *self, struct coven_answer *answer)
 { coven_answer(answer, self, "who", NAME); return 0; }
 static const struct coven_operation operations[] = {{"who", who}, {NULL, NULL}};
@@ -49,7 +49,7 @@ class Host:
         self.ffi.cdef(
             header_declarations(builds.INCLUDE / "coven" / "abi.h")
             + "struct coven_packet { uint8_t *data; struct coven_meta *meta; struct coven_meta_ext *ext;"
-            "uint32_t room_front, room_back; };"
+            "void *fetch; uint32_t room_front, room_back; };"
             + header_declarations(builds.HERE / "state.h")
             + header_declarations(builds.HERE / "runtime.h")
         )

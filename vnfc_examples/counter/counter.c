@@ -69,7 +69,7 @@ static void process_pkt(struct coven_component *self, struct coven_packet *pkt, 
         *flow = (struct flow){.period = counter->period};
     flow->packets++;
     flow->bytes += pkt->meta->length;
-    pkt->meta->user[0] = (uint32_t)flow->packets;
+    coven_meta(pkt)->user[0] = (uint32_t)flow->packets;
 }
 
 static int reset(struct coven_component *self, struct coven_answer *answer)

@@ -40,7 +40,7 @@ static void process_burst(struct coven_component *self, struct coven_packet *pkt
     uint64_t marked = 0, by_mark[3] = {0};
 
     for (uint16_t i = 0; i < n; i++) {
-        uint32_t mark = pkts[i].meta->mark;
+        uint32_t mark = coven_meta(&pkts[i])->mark;
 
         if (mark == 0)
             continue;

@@ -18,6 +18,7 @@
 #include "runtime.h"
 
 #define AGENT_EVERY 64u            /* bursts between two looks at the agent socket under load */
+#define TICK_EVERY 16u             /* bursts between two looks at the clock, unless packets are held */
 #define TICK_HOLDING_NS 1000000ull /* while packets are held */
 #define TICK_NS 1000000000ull
 
@@ -100,24 +101,38 @@ static void fill_packet(struct host *host, struct coven_packet *pkt, uint8_t *da
                         struct coven_meta_ext *ext)
 {
     pkt->data = data;
-    pkt->meta = meta;
+    pkt->meta = (struct coven_meta_head *)meta;
     pkt->ext = ext;
+    pkt->fetch = NULL;
     pkt->room_front = meta->offset;
     pkt->room_back = host->geometry.buffer_bytes - meta->offset - meta->length;
+}
+
+/* A component asks for a packet's metadata. There is one client in this process. */
+static struct coven_client *the_client;
+
+static void fetch(struct coven_packet *pkt)
+{
+    const struct coven_client_burst *burst = coven_client_burst(the_client);
+
+    coven_client_meta(the_client, (uint32_t)((struct coven_meta *)pkt->meta - burst->meta));
+    pkt->fetch = NULL;
 }
 
 /* Run the burst's packets in order, ending flows where their entries stand. */
 static void run_burst(struct host *host, struct coven_client_burst *burst, uint32_t *words)
 {
     struct coven_packet pkts[COVEN_BURST];
+    uint8_t *memory = coven_client_memory(host->client);
     uint16_t n = 0;
 
-    coven_client_fetch(host->client);
+    if (host->geometry.state_bytes != 0)
+        coven_client_fetch(host->client); /* the flow of each is needed */
     for (uint32_t i = 0; i <= burst->n; i++) {
-        uint8_t *data = i < burst->n ? coven_client_data(host->client, i) : NULL;
-
-        if (data != NULL) {
-            fill_packet(host, &pkts[n++], data, &burst->meta[i], &burst->ext[i]);
+        if (i < burst->n && burst->buffer[i] != UINT64_MAX) {
+            fill_packet(host, &pkts[n], memory + burst->buffer[i] + burst->meta[i].offset, &burst->meta[i],
+                        &burst->ext[i]);
+            pkts[n++].fetch = burst->fetched[i] ? NULL : fetch;
             continue;
         }
         if (n != 0)
@@ -209,7 +224,8 @@ static int run(struct host *host)
         }
         if (woke & COVEN_WOKE_AGENT || ++turns % AGENT_EVERY == 0)
             serve_agent(host);
-        tick(host);
+        if (n == 0 || turns % TICK_EVERY == 0 || coven_runtime_is_holding(host->runtime))
+            tick(host);
     }
     return 0;
 }
@@ -248,6 +264,7 @@ static bool start(struct host *host, const char *request, size_t bytes, char *wh
         coven_declaration_free(&declaration);
         return false;
     }
+    the_client = host->client;
     coven_client_geometry(host->client, &host->geometry);
     code_fd = open(declaration.entry, O_RDONLY | O_CLOEXEC);
     if (code_fd < 0)

@@ -22,7 +22,7 @@ static int allocate_new_fs(struct coven_component *self, const struct coven_pack
     if (pkt->meta->length < 14 + 20 + 4)
         return 0;
     flow->allowed = ip[9] == 17 || ip[9] == 6;
-    flow->first_ns = pkt->meta->timestamp_ns;
+    flow->first_ns = coven_meta(pkt)->timestamp_ns;
     return 0;
 }
 
@@ -35,9 +35,9 @@ static void process_pkt(struct coven_component *self, struct coven_packet *pkt, 
         coven_drop(pkt);
         return;
     }
-    flow->packets[pkt->meta->direction & 1]++;
-    flow->bytes[pkt->meta->direction & 1] += pkt->meta->length;
-    flow->last_ns = pkt->meta->timestamp_ns;
+    flow->packets[coven_meta(pkt)->direction & 1]++;
+    flow->bytes[coven_meta(pkt)->direction & 1] += pkt->meta->length;
+    flow->last_ns = coven_meta(pkt)->timestamp_ns;
 }
 
 COVEN_COMPONENT(.allocate_new_fs = allocate_new_fs, .process_pkt = process_pkt);

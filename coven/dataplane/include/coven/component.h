@@ -21,15 +21,31 @@
 
 struct coven_component; /* one running copy of a component; opaque */
 
+/* The part of a packet's metadata that is always there; coven_meta() gives all of it, in the same place. */
+struct __attribute__((may_alias)) coven_meta_head {
+    uint32_t handle;
+    uint16_t offset;
+    uint16_t length;
+    uint8_t more[6];
+    uint8_t verdict;
+    uint8_t output;
+};
+
+_Static_assert(offsetof(struct coven_meta_head, length) == offsetof(struct coven_meta, length) &&
+                   offsetof(struct coven_meta_head, verdict) == offsetof(struct coven_meta, verdict) &&
+                   offsetof(struct coven_meta_head, output) == offsetof(struct coven_meta, output),
+               "the head is the beginning of the metadata");
+
 /* A packet as a component sees it. The component owns it during the call; afterwards only if it said
  * coven_hold(). `data` points at the first byte (meta->offset within the buffer) and is bounded by
  * meta->length. Change length or offset only through coven_packet_resize(). */
 struct coven_packet {
     uint8_t *data;
-    struct coven_meta *meta;
-    struct coven_meta_ext *ext;
-    uint32_t room_front; /* bytes before data that belong to the packet's buffer */
-    uint32_t room_back;  /* bytes behind data + length that belong to it */
+    struct coven_meta_head *meta;
+    struct coven_meta_ext *ext;              /* there after coven_meta() */
+    void (*fetch)(struct coven_packet *pkt); /* the platform's: NULL once the whole metadata is there */
+    uint32_t room_front;                     /* bytes before data that belong to the packet's buffer */
+    uint32_t room_back;                      /* bytes behind data + length that belong to it */
 };
 
 /* What an operation answers. Written with coven_answer(). */
@@ -89,6 +105,15 @@ struct coven_services {
 struct coven_component {
     const struct coven_services *services;
 };
+
+/* All metadata of the packet: mark, flow, user words, time stamp and so on. Ask for it only when you need it: in an
+ * isolated component it is a cache line that has to come from another core. */
+static inline struct coven_meta *coven_meta(const struct coven_packet *pkt)
+{
+    if (pkt->fetch)
+        pkt->fetch((struct coven_packet *)pkt); /* notes that it is there */
+    return (struct coven_meta *)pkt->meta;
+}
 
 /* ---- verdicts ---------------------------------------------------------------------------------- */
 static inline void coven_forward(struct coven_packet *pkt, uint8_t output)
