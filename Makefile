@@ -4,7 +4,7 @@
 #   make test     everything that is tested; the list of skips is at the end
 #   make fuzz     the fuzzers for longer: FUZZ_SECONDS each (default 120)
 #   make chaos    random kills under traffic for CHAOS_SECONDS (default 300), and the supervisor's death at every point
-#   make bench    measure, write the figures into docs/benchmarks.md
+#   make bench    measure everything (about a quarter of an hour, as root): build/bench.json, docs/benchmarks.md
 #   make lint     the style checks alone
 #   make clean    away with what was built; the sources stay
 

@@ -41,7 +41,7 @@ def compare(results: Iterable[Result]) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for result in results:
         for reference in _references(result):
-            if result.reference and result.reference.disturbed:
+            if result.reference and (result.reference.disturbed or not result.reference.packets_per_second):
                 continue
             known = NANOSECONDS.get(reference["name"]) or RATES.get(reference["name"], {}).get(result.regime or "")
             if known is not None and reference["name"] not in rows:

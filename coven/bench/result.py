@@ -122,6 +122,10 @@ def _common(whys: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(bad[0])) if len(bad) * 2 > len(whys) else ()
 
 
-def finite(value: float | None) -> float | None:
-    """Give a number that JSON can write, or None."""
-    return value if value is not None and math.isfinite(value) else None
+def finite(value: Any) -> Any:
+    """Give a JSON value in which every number that is none (no packet came through) is null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value

@@ -13,7 +13,7 @@ from typing import Any
 
 from coven.bench import appliance, hop, known, latency, memory, report, scale, soak, throughput, wire
 from coven.bench.measure import Programs
-from coven.bench.result import Result
+from coven.bench.result import Result, finite
 from coven.bench.session import Session
 from coven.errors import CovenError
 from coven.suggest import near_miss
@@ -109,8 +109,8 @@ def measure(session: Session, names: list[str]) -> dict[str, Any]:
         except CovenError as error:  # what the others found is not lost for it
             failed[name] = str(error)
             session.note(f"failed: {error}")
-    document["results"] = [result.to_json() for result in results]
-    document["references"] = known.compare(results)
+    document["results"] = [finite(result.to_json()) for result in results]
+    document["references"] = finite(known.compare(results))
     document["skipped"], document["failed"] = skipped, failed
     document["complete"] = document["complete"] and not failed
     document["seconds"] = round(time.monotonic() - begin, 1)

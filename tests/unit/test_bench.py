@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ def test_a_case_is_invalid_when_most_of_its_rounds_are() -> None:
     assert result.of_samples("memory", "x", [bad, sample(9), sample(9)]).to_json()["validity"] == "VALID"
     row = result.of_samples("memory", "x", [bad, bad, sample(9)]).to_json()
     assert (row["validity"], row["why"]) == ("INVALID", ["others"])
+
+
+def test_a_run_without_packets_is_no_number() -> None:
+    nothing = Sample(0, 1000, {"worker": 10})
+    row = result.finite(result.of_samples("memory", "x", [nothing], [nothing], "bare").to_json())
+    assert (row["ns_per_packet"], row["reference"]["ns_per_packet"], row["ratio"]) == (None, None, None)
+    json.dumps(row, allow_nan=False)
 
 
 def test_time_that_others_had_is_a_reason() -> None:
