@@ -163,6 +163,7 @@ static bool load_ops(struct coven_runtime *runtime, int code_fd, char *why, size
         return false;
     }
     runtime->ops = ops;
+    runtime->is_stateless = ops->process_pkt == NULL || (runtime->view.n_slots == 0 && ops->process_burst != NULL);
     return true;
 }
 
@@ -260,19 +261,20 @@ static uint32_t run_packet(struct coven_runtime *runtime, struct coven_packet *p
     return fs != NULL ? runtime->burst.open[index].word : 0;
 }
 
-static bool is_stateless(const struct coven_runtime *runtime)
+static void run_stateless(struct coven_runtime *runtime, struct coven_packet *pkts, uint16_t n)
 {
-    return runtime->ops->process_pkt == NULL || (runtime->view.n_slots == 0 && runtime->ops->process_burst != NULL);
+    runtime->bursts++;
+    runtime->ops->process_burst(&runtime->self, pkts, n);
 }
 
 void coven_runtime_run(struct coven_runtime *runtime, struct coven_packet *pkts, uint16_t n, uint32_t *words)
 {
-    runtime->bursts++;
-    if (is_stateless(runtime)) {
+    if (runtime->is_stateless) {
         memset(words, 0, sizeof(words[0]) * n);
-        runtime->ops->process_burst(&runtime->self, pkts, n);
+        run_stateless(runtime, pkts, n);
         return;
     }
+    runtime->bursts++;
     for (uint16_t i = 0; i < n; i++)
         words[i] = run_packet(runtime, &pkts[i]);
 }
@@ -294,6 +296,10 @@ void coven_runtime_process(struct coven_runtime *runtime, struct coven_packet *p
 {
     uint32_t words[COVEN_BURST];
 
+    if (runtime->is_stateless) {
+        run_stateless(runtime, pkts, n);
+        return;
+    }
     coven_runtime_run(runtime, pkts, n, words);
     coven_runtime_commit(runtime);
 }

@@ -20,6 +20,7 @@ struct coven_runtime {
     struct coven_component self; /* what the component gets; first, so that it leads back here */
     void *code;
     const struct coven_component_ops *ops;
+    bool is_stateless; /* bursts go to process_burst */
     void *private_data;
     struct coven_declaration declaration;
     struct coven_state_view view;

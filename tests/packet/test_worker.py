@@ -36,6 +36,15 @@ def test_generated_packets_reach_the_sink(isolation: str, tmp_path: Path, bin_di
         assert rig.stop() == 0, rig.log.read_text()
 
 
+def test_time_is_counted_at_each_fused_component(tmp_path: Path, bin_dir: Path) -> None:
+    """One burst in eight is timed, at random; there are several hundred."""
+    plan = chain_plan([gen("in", N), gen("out")], [c_component("nothing", NULL), obedient("grow")])
+    with Rig(plan, tmp_path, bin_dir=bin_dir) as rig:
+        rig.start()
+        end = rig.wait(lambda s: s.tx == N)
+        assert all(end.component(i, lib.COVEN_COMPONENT_CYCLES) > 0 for i in (0, 1))
+
+
 def test_a_path_without_components(tmp_path: Path, bin_dir: Path) -> None:
     with Rig(chain_plan([gen("in", N, size="imix"), gen("out")], []), tmp_path, bin_dir=bin_dir) as rig:
         rig.start()
@@ -169,8 +178,8 @@ def test_each_component_sees_packets_as_they_are(isolation: str, tmp_path: Path,
         rig.start()
         rig.wait(lambda s: s.tx == 200)
         for _, _, data in frames_of(tmp_path / "out.pcap"):
-            assert len(data) == 120
-            assert data[4:112] == b"\xee" * 108
+            assert len(data) == 122
+            assert data[4:114] == b"\xee" * 110
 
 
 def test_an_egress_port_that_is_not_there(tmp_path: Path, bin_dir: Path) -> None:

@@ -45,8 +45,8 @@ static void one(struct obedient *me, struct coven_packet *pkt)
         if (coven_packet_resize(pkt, -4, 8) != 0)
             coven_drop(pkt);
     } else if (strcmp(me->what, "shift") == 0) {
-        pkt->meta->offset = (uint16_t)(pkt->meta->offset + 4);
-        pkt->meta->length = (uint16_t)(pkt->meta->length - 4);
+        pkt->meta->offset = (uint16_t)(pkt->meta->offset + 2);
+        pkt->meta->length = (uint16_t)(pkt->meta->length - 2);
     } else if (strcmp(me->what, "scribble") == 0) {
         pkt->data += 60;
         pkt->room_front = pkt->room_back = 0;
