@@ -38,6 +38,7 @@ class Instance:
         self._layout: Layout | None = None
         self._health = "ok"
         self._halting: list[str] = []  # told last
+        self._held = False  # whether the workers were told last not to read their ports
         workers = len(plan.worker.cores)
         self.ports = PortSet(context, plan.instance, plan.ports, workers, plan.pool)
         self.lanes = [
@@ -214,10 +215,10 @@ class Instance:
 
     def hold_back(self) -> None:
         """Have no worker read its ports while such a component is down in one of them; each sees only its own."""
+        self._held = bool(self.halting())
         if len(self.lanes) > 1:
-            held = bool(self.halting())
             for worker in self.workers:
-                worker.hold_back(held)
+                worker.hold_back(self._held)
 
     def problems(self) -> list[str]:
         """Say what is not as it should be."""
@@ -252,7 +253,7 @@ class Instance:
     def changed(self) -> None:
         """Something died, came back or was parked."""
         halting = self.halting()
-        if bool(halting) != bool(self._halting):
+        if bool(halting) != self._held:
             self.hold_back()
         if halting and not self._halting:
             self._context.emit("forwarding-stopped", self.id, f"component {halting[0]}")

@@ -263,6 +263,11 @@ def test_on_failure_stop_stops_all_workers(platform: PlatformUnderTest) -> None:
     platform.kill(before)
     platform.wait_for(lambda: running(platform, 0, before), "worker 0 does not come back")
     platform.wait_for(halted, "the successor of worker 0 goes on")
+    # and under another supervisor, which lets all go on when the component is back
+    old = platform.supervisor_pid
+    platform.kill(old)
+    platform.wait_supervisor(other_than=old)
+    platform.wait_for(halted, "worker 0 goes on under another supervisor")
     platform.execute("heal", INSTANCE)
     for worker in (0, 1):
         moves_on(platform, worker)
