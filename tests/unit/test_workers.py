@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coven.errors import CovenError
-from coven.forwarder.instance_plan import InstancePlan
+from coven.forwarder.instance_plan import InstancePlan, WorkerPlan
 from coven.forwarder.shares import ENDLESS, share_of
+from coven.supervisor.cores import component_cores
 from tests.lib.functions import VNF
 from tests.unit.test_descriptor import parse
 from tests.unit.test_plan import fault, make
@@ -107,6 +109,25 @@ def test_the_memory_of_all_workers_counts() -> None:
     document["worker"]["cores"] = [None, None]
     with pytest.raises(CovenError, match=r"(?s)the packet pools of 2 workers.*\[plan.invalid\]"):
         InstancePlan.from_json(document)
+
+
+@pytest.mark.parametrize(
+    ("plan", "wanted"),
+    [
+        (WorkerPlan(), ()),
+        (WorkerPlan((None, None)), ()),
+        (WorkerPlan((2,)), (0, 1, 5)),
+        (WorkerPlan((1, 2)), (0, 5)),
+        (WorkerPlan((0, 1, 2, 5)), ()),
+        (WorkerPlan((2,), component_cores=(1, 2)), (1, 2)),
+        (WorkerPlan(component_cores=(5,)), (5,)),
+    ],
+)
+def test_components_get_the_cores_that_no_worker_has(
+    plan: WorkerPlan, wanted: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5})
+    assert component_cores(plan) == wanted
 
 
 @given(
