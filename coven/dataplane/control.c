@@ -42,12 +42,12 @@ static void send_answer(struct coven_worker *worker, const struct coven_control 
     (void)!sendmsg(worker->control_fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
-void coven_control_notify(struct coven_worker *worker, uint32_t index, uint64_t notice, uint64_t value)
+bool coven_control_notify(struct coven_worker *worker, uint32_t index, uint64_t notice, uint64_t value, uint64_t more)
 {
-    struct coven_control message = {.op = COVEN_CONTROL_NOTIFY, .index = index, .arg = {notice, value}};
+    struct coven_control message = {.op = COVEN_CONTROL_NOTIFY, .index = index, .arg = {notice, value, more}};
 
-    if (worker->control_fd >= 0)
-        (void)!send(worker->control_fd, &message, sizeof(message), MSG_DONTWAIT | MSG_NOSIGNAL);
+    return worker->control_fd >= 0 &&
+           send(worker->control_fd, &message, sizeof(message), MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof(message);
 }
 
 /* ---- what is given before READY ------------------------------------------------------------------ */

@@ -36,10 +36,11 @@ enum coven_control_op {
 
 /* What a NOTIFY tells: arg[0]. One that does not fit the socket is lost; what must not be lost lies in memory. */
 enum coven_notice {
-    COVEN_NOTICE_STILL = 1,  /* replica `index` has packets and has not moved for half its limit */
-    COVEN_NOTICE_HUNG = 2,   /* ... for arg[1] times its limit; told again each limit */
-    COVEN_NOTICE_MOVING = 3, /* ... it moves again */
-    COVEN_NOTICE_FUSED = 4,  /* fused component `index` does not return: the worker ends with status 4 */
+    COVEN_NOTICE_STILL = 1,     /* replica `index` has packets and has not moved for half its limit */
+    COVEN_NOTICE_HUNG = 2,      /* ... for arg[1] times its limit; told again each limit */
+    COVEN_NOTICE_MOVING = 3,    /* ... it moves again */
+    COVEN_NOTICE_FUSED = 4,     /* fused component `index` does not return: the worker ends with status 4 */
+    COVEN_NOTICE_VIOLATION = 5, /* component `index` broke a rule: arg[1] replica or COVEN_NO_REPLICA, arg[2] times */
 };
 
 /* arg[0] of FLOW_EXPORT. */

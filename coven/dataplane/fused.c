@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "violation.h"
 #include "worker.h"
 
 #define TIMED_BURSTS                                                                                                   \
@@ -166,7 +167,11 @@ static bool follow_verdict(struct coven_worker *worker, uint16_t hop, const stru
     if (!is_whole(&book->meta[handle], worker->plan->buffer_bytes) || verdict > COVEN_CONSUME ||
         (verdict == COVEN_FORWARD && output >= plan->outputs)) {
         coven_book_room(book, 1, 2, 0);
-        coven_book_count(book, COVEN_CELL_COMPONENT(place->component, COVEN_COMPONENT_VIOLATIONS), 1);
+        coven_violation(worker, &worker->component[place->component].violations, place->component, COVEN_NO_REPLICA,
+                        verdict > COVEN_CONSUME                               ? COVEN_VIOLATION_VERDICT
+                        : verdict == COVEN_FORWARD && output >= plan->outputs ? COVEN_VIOLATION_OUTPUT
+                                                                              : COVEN_VIOLATION_BOUNDS,
+                        1);
         coven_book_drop(book, handle, scope, COVEN_DROP_COMPONENT_VIOLATION);
     } else if (verdict == COVEN_FORWARD) {
         coven_graph_put(worker, handle, &place->next[output], scope);

@@ -241,6 +241,7 @@ def _plain(name: str, kind: int, size: int, created_ns: int) -> SegmentImage:
 def _stats(plan: CStruct, created_ns: int) -> SegmentImage:
     head = ffi.new("struct coven_stats *")
     words = cell_count() + lib.COVEN_MAX_PATHS * lib.COVEN_LATENCY_BUCKETS
+    words += lib.COVEN_MAX_COMPONENTS * lib.COVEN_VIOLATION_CELLS
     size = _round(sizeof("coven_stats") + 8 * words, PAGE)
     _header(head, lib.COVEN_SEGMENT_STATS, size, 0, created_ns)
     head.instance = ffi.string(plan.instance)

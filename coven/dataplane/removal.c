@@ -2,6 +2,7 @@
 /* Flows end. Their slot is given to another flow only after every component that may keep state of them has
  * deallocated it (or is gone, or had its time): an entry of kind flow-removed goes to each and comes back. A flow that gave way in a
  * full table is told of in the same way, ahead of the first packet of the flow that has its slot: the epochs differ. */
+#include "violation.h"
 #include "worker.h"
 
 #define ROUNDS 8u /* of COVEN_MAX_REMOVALS flows in one turn, where components are fused and forget at once */
@@ -68,7 +69,7 @@ static void count_silent(struct coven_worker *worker, const struct coven_removal
         if ((silent >> c & 1) == 0)
             continue;
         coven_book_room(&worker->book, 0, 1, 0);
-        coven_book_count(&worker->book, COVEN_CELL_COMPONENT(c, COVEN_COMPONENT_VIOLATIONS), 1);
+        coven_violation(worker, &worker->component[c].violations, c, COVEN_NO_REPLICA, COVEN_VIOLATION_FLOW_SILENCE, 1);
     }
 }
 

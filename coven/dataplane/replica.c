@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "fault.h"
+#include "violation.h"
 #include "worker.h"
 
 static uint32_t scope_of(const struct coven_replica_link *link)
@@ -24,7 +25,8 @@ static void count_broken(struct coven_worker *worker, struct coven_replica_link 
 
     if (broken != link->seen_broken) {
         coven_book_room(&worker->book, 0, 1, 0);
-        count(worker, link, COVEN_COMPONENT_VIOLATIONS, broken - link->seen_broken);
+        coven_violation(worker, &link->violations, link->component, link->number, COVEN_VIOLATION_RING_WORDS,
+                        broken - link->seen_broken);
         link->seen_broken = broken;
     }
 }
@@ -288,7 +290,7 @@ void coven_replica_spill(struct coven_worker *worker, struct coven_replica_link 
 /* ---- from the component ------------------------------------------------------------------------ */
 static void release_copy(struct coven_replica_link *link, uint32_t copy)
 {
-    link->packet_of[copy] = COVEN_COPY_NONE;
+    link->packet_of[copy] = COVEN_COPY_BACK;
     link->free_copies[link->n_free_copies++] = copy;
 }
 
@@ -298,7 +300,8 @@ static uint32_t find_packet(struct coven_worker *worker, struct coven_replica_li
     uint32_t handle = named;
 
     if (link->buffers) {
-        if (named >= link->plan->n_buffers || link->packet_of[named] == COVEN_COPY_NONE)
+        if (named >= link->plan->n_buffers || link->packet_of[named] == COVEN_COPY_NONE ||
+            link->packet_of[named] == COVEN_COPY_BACK)
             return COVEN_NO_HANDLE;
         handle = link->packet_of[named];
         if (handle == COVEN_COPY_LATE)
@@ -354,10 +357,22 @@ static void take_line(struct coven_worker *worker, uint32_t handle, const struct
         memcpy(worker->book.ext[handle].nsh_context, entry->ext.nsh_context, sizeof(entry->ext.nsh_context));
 }
 
-static enum coven_judgement violation(struct coven_worker *worker, struct coven_replica_link *link)
+static enum coven_judgement violation(struct coven_worker *worker, struct coven_replica_link *link,
+                                      enum coven_violation kind)
 {
-    count(worker, link, COVEN_COMPONENT_VIOLATIONS, 1);
+    coven_violation(worker, &link->violations, link->component, link->number, kind, 1);
     return COVEN_JUDGED_DONE;
+}
+
+/* What is wrong with naming a packet that it does not have. */
+static enum coven_violation wrong_handle(const struct coven_worker *worker, const struct coven_replica_link *link,
+                                         uint32_t named)
+{
+    if (named >= (link->buffers ? link->plan->n_buffers : worker->book.n_buffers))
+        return COVEN_VIOLATION_HANDLE_RANGE;
+    if (link->buffers && link->packet_of[named] == COVEN_COPY_BACK)
+        return COVEN_VIOLATION_HANDLE_TWICE;
+    return COVEN_VIOLATION_HANDLE_FOREIGN;
 }
 
 /* A packet that was taken away comes back at last: its buffer is nobody's now. */
@@ -402,10 +417,12 @@ static enum coven_judgement follow(struct coven_worker *worker, struct coven_rep
                                    struct coven_forwards *forwards)
 {
     const struct coven_entry *entry = &returned->entry;
+    enum coven_violation wrong = COVEN_VIOLATION_VERDICT;
     uint32_t hop = in_order ? queue_front(link)->hop : worker->book.meta[handle].hop;
 
     switch (entry->verdict) {
     case COVEN_FORWARD:
+        wrong = entry->output >= link->plan->outputs ? COVEN_VIOLATION_OUTPUT : COVEN_VIOLATION_BOUNDS;
         if (entry->output >= link->plan->outputs || !is_whole(entry, worker->plan->buffer_bytes))
             break;
         take_bounds(worker, link, handle, entry);
@@ -433,7 +450,7 @@ static enum coven_judgement follow(struct coven_worker *worker, struct coven_rep
     }
     take_back(worker, link, handle, entry->handle, in_order, 0);
     coven_book_count(&worker->book, COVEN_CELL_DROP(scope_of(link), COVEN_DROP_COMPONENT_VIOLATION), 1);
-    return violation(worker, link);
+    return violation(worker, link, wrong);
 }
 
 enum coven_judgement coven_replica_judge(struct coven_worker *worker, struct coven_replica_link *link,
@@ -446,19 +463,19 @@ enum coven_judgement coven_replica_judge(struct coven_worker *worker, struct cov
     if (entry->kind == COVEN_ENTRY_FLOW_REMOVED) {
         if ((entry->flags & COVEN_ENTRY_CHANGED) == 0 ||
             !coven_removal_answer(worker, link->component, returned->meta.flow, returned->meta.flow_epoch))
-            return violation(worker, link);
+            return violation(worker, link, COVEN_VIOLATION_FLOW_ANSWER);
         return COVEN_JUDGED_DONE;
     }
     if (is_in_order(link, front, entry->handle))
         return follow(worker, link, front->handle, true, returned, forwards);
     handle = find_packet(worker, link, entry->handle);
     if (handle == COVEN_NO_HANDLE)
-        return violation(worker, link);
+        return violation(worker, link, wrong_handle(worker, link, entry->handle));
     if (is_late(worker, link, handle, entry->handle, entry->verdict))
         return COVEN_JUDGED_DONE;
     if (is_kept(worker, link, handle, COVEN_OWNER_REPLICA))
         return follow(worker, link, handle, false, returned, forwards);
-    return front ? COVEN_JUDGED_UNKNOWN : violation(worker, link);
+    return front ? COVEN_JUDGED_UNKNOWN : violation(worker, link, COVEN_VIOLATION_HANDLE_FOREIGN);
 }
 
 void coven_replica_take_away(struct coven_worker *worker, struct coven_replica_link *link, uint32_t handle,

@@ -24,7 +24,7 @@
 /* ---- isolated replicas --------------------------------------------------------------------------- */
 static void told(struct coven_worker *worker, struct coven_replica_link *link, uint64_t notice, uint64_t times)
 {
-    coven_control_notify(worker, link->number, notice, times);
+    coven_control_notify(worker, link->number, notice, times, 0);
 }
 
 static void set_hung(struct coven_worker *worker, struct coven_replica_link *link, bool hung)
@@ -130,7 +130,7 @@ static void end_hung(uint32_t component)
     (void)!write(STDERR_FILENO, text, sizeof(text) - 1);
     (void)!write(STDERR_FILENO, name, strnlen(name, COVEN_NAME_BYTES));
     (void)!write(STDERR_FILENO, "\n", 1);
-    coven_control_notify(watchdog.worker, component, COVEN_NOTICE_FUSED, 0);
+    coven_control_notify(watchdog.worker, component, COVEN_NOTICE_FUSED, 0, 0);
     _exit(COVEN_EXIT_HUNG);
 }
 

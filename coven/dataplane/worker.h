@@ -36,6 +36,7 @@
 #define COVEN_NS_PER_S 1000000000ull
 #define COVEN_MAX_REMOVALS 128u
 #define COVEN_COPY_NONE 0xffffffffu /* copy buffer without a packet */
+#define COVEN_COPY_BACK 0xfffffffdu /* the same; the component gave back the one that was there */
 #define COVEN_COPY_LATE 0xfffffffeu /* its packet was taken away, the component has not given it back */
 
 /* Packets outside the worker's hands, in the order in which they were given away. */
@@ -47,6 +48,12 @@ struct coven_track {
 
 /* Values of coven_track.holder. */
 #define COVEN_HOLDER(kind, number) ((uint32_t)(kind) << 8 | (number))
+
+/* Violations of one replica, or fused component, since the supervisor was told of them last. */
+struct coven_violation_count {
+    uint64_t n;
+    uint64_t told_ns;
+};
 
 struct coven_track_list {
     uint32_t first, last, n;
@@ -90,6 +97,7 @@ struct coven_replica_link {
     uint32_t reserve;      /* room that only packets with priority may use; 0: there are none */
     bool hung;             /* it has packets and moves none: as if it were not there */
     struct coven_watch watch;
+    struct coven_violation_count violations;
     uint32_t seen_broken; /* impossible ring words already counted as violations */
     /* copy: the replica's own buffers */
     uint8_t *buffers;
@@ -123,6 +131,7 @@ struct coven_component_link {
     struct coven_segment state_segment;
     struct coven_state_view state;
     struct coven_fused fused;
+    struct coven_violation_count violations; /* fused, and what is not one replica's */
 };
 
 struct coven_port_link {
@@ -383,8 +392,9 @@ int coven_control_flow_import(struct coven_worker *worker, int fd, struct coven_
                               size_t why_bytes);
 
 /* ---- control.c, snapshot.c, wait.c ---- */
-/* Tell the supervisor something it did not ask for; may be called in a signal's handler. */
-void coven_control_notify(struct coven_worker *worker, uint32_t index, uint64_t notice, uint64_t value);
+/* Tell the supervisor something it did not ask for; may be called in a signal's handler. Never waits; false when it
+ * cannot be told just now. */
+bool coven_control_notify(struct coven_worker *worker, uint32_t index, uint64_t notice, uint64_t value, uint64_t more);
 /* Answer all messages that are there. */
 void coven_control_poll(struct coven_worker *worker);
 /* Send the answer to a PAUSE once it is complete. */

@@ -80,6 +80,7 @@ class Replica:
         self._hung = False  # it was killed for that
         self._task: asyncio.Task[None] | None = None
         self._wanted = False
+        self._expelled: str | None = None  # what it is being killed for
 
     # ---- names ----------------------------------------------------------------------------------
 
@@ -161,6 +162,13 @@ class Replica:
                 await self.stop()
         if self.state in ("parked", "stopped"):
             await self.start()
+
+    def expel(self, why: str) -> None:
+        """Kill it for what it did; then it goes as with every death."""
+        if self.state == "ready" and self.process is not None and self.process.alive:
+            log.warning("instance=%s %s is killed: %s", self._home.instance, self.part, why)
+            self._expelled = why
+            self.process.kill()
 
     async def ask(
         self, verb: str, name: str, lines: tuple[tuple[str, ...], ...], timeout: float
@@ -430,9 +438,12 @@ class Replica:
         if process is None:
             return
         self.last_exit = self._with_last_words(process.last_exit)
+        why, self._expelled = self._expelled, None
         if self._hung:
             self.last_exit = f"hung: moved nothing for {self.plan.hang_ms} ms with packets waiting"
-        if process.status is None:
+        if why is not None:
+            self.last_exit = f"killed for {why}"
+        elif process.status is None:
             self._context.keeper.on_reaped(process.pid, self._set_exit)
         if self.state != "ready" or not self._wanted:
             return  # whoever starts or stops it just now deals with it

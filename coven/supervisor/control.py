@@ -16,7 +16,7 @@ from coven.errors import CovenError, Where
 ) = range(1, 13)  # fmt: skip
 POISON_CLEAR, HALT, NOTIFY = 13, 14, 64
 FLOWS, FLOW_EXPORT, FLOW_IMPORT = 16, 17, 18
-STILL, HUNG, MOVING, FUSED = range(1, 5)  # enum coven_notice
+STILL, HUNG, MOVING, FUSED, VIOLATION = range(1, 6)  # enum coven_notice
 REPLY = 0x80000000
 DATAGRAM = 65536
 TIMEOUT = 5.0  # seconds; a worker looks at its socket at least every 64 loops

@@ -75,6 +75,7 @@ class Lane:
             code=self._code,
             replicas=lambda: self.replicas,
             guilty=self._guilty,
+            components=len(plan.components),
             component=lambda component: plan.components[component].name,
             name=self.name,
             changed=changed,

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 PORT_BASE = 8
 PORT_KEYS = ("rx_pkts", "rx_bytes", "tx_pkts", "tx_bytes", "created", "rx_missed")
 COMPONENT_KEYS = ("in_pkts", "out_pkts", "created", "consumed", "violations", "cycles")
+VIOLATION_KINDS = tuple(
+    name.removeprefix("COVEN_VIOLATION_").lower().replace("_", "-")
+    for _, name in sorted(ffi.typeof("enum coven_violation").elements.items())
+    if name != "COVEN_VIOLATION_KINDS"
+)
 PATH_KEYS = ("rx_pkts", "rx_bytes", "tx_pkts", "tx_bytes")
 WORKER_KEYS = ("loops", "busy_loops", "sleeps", "recoveries", "flows", "flows_created", "flows_removed")
 COMPONENT_BASE = PORT_BASE + 8 * lib.COVEN_MAX_PORTS
@@ -39,6 +44,7 @@ def from_worker(payload: bytes, stats_fd: int) -> dict[str, Any]:
         "held_by_component": list(taken.held_by_component),
         "cells": list(taken.cell),
         "latency": _latency(stats_fd),
+        "violations": violation_cells(stats_fd),
     }
 
 
@@ -53,6 +59,7 @@ def from_memory(stats_fd: int, ledger_fd: int) -> dict[str, Any]:
         "held_by_component": held_components,
         "cells": _words(stats_fd, sizeof("coven_stats"), cell_count()),
         "latency": _latency(stats_fd),
+        "violations": violation_cells(stats_fd),
     }
 
 
@@ -65,6 +72,19 @@ def _latency(stats_fd: int) -> list[int]:
     """Give the counts of all buckets, path after path."""
     offset = sizeof("coven_stats") + 8 * cell_count()
     return _words(stats_fd, offset, lib.COVEN_MAX_PATHS * lib.COVEN_LATENCY_BUCKETS)
+
+
+def violation_cells(stats_fd: int) -> list[int]:
+    """Give the violations by kind, component after component."""
+    offset = sizeof("coven_stats") + 8 * (cell_count() + lib.COVEN_MAX_PATHS * lib.COVEN_LATENCY_BUCKETS)
+    return _words(stats_fd, offset, lib.COVEN_MAX_COMPONENTS * lib.COVEN_VIOLATION_CELLS)
+
+
+def violations_of(cells: list[int], component: int) -> dict[str, int]:
+    """Give what there is of one component's by name."""
+    first = lib.COVEN_VIOLATION_CELLS * component
+    named = zip(VIOLATION_KINDS, cells[first : first + lib.COVEN_VIOLATION_CELLS], strict=False)
+    return {kind: number for kind, number in named if number}
 
 
 def bucket_begin_ns(bucket: int) -> int:
@@ -125,7 +145,7 @@ def _sum(workers: list[dict[str, Any]]) -> dict[str, Any]:
     total: dict[str, Any] = {"time": max(raw["time"] for raw in workers)}
     for key in ("held", "free_buffers"):
         total[key] = sum(raw[key] for raw in workers)
-    for key in ("held_by_kind", "held_by_component", "cells", "latency"):
+    for key in ("held_by_kind", "held_by_component", "cells", "latency", "violations"):
         total[key] = [sum(row) for row in zip(*(raw[key] for raw in workers), strict=True)]
     return total
 
@@ -134,6 +154,9 @@ def _one(plan: InstancePlan, raw: dict[str, Any]) -> dict[str, Any]:
     cells: list[int] = raw["cells"]
     ports = {p.name: _row(cells, PORT_BASE + 8 * i, PORT_KEYS) for i, p in enumerate(plan.ports)}
     components = {c.name: _row(cells, COMPONENT_BASE + 8 * i, COMPONENT_KEYS) for i, c in enumerate(plan.components)}
+    for i, component in enumerate(plan.components):
+        kinds: dict[str, Any] = {"violation_kinds": violations_of(raw["violations"], i)}
+        components[component.name] |= kinds
     drops = _drops(plan, cells)
     return {
         "accounting": _accounting(ports, components, sum(row["packets"] for row in drops), raw["held"]),

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from coven.dataplane.core import Control, ffi
+from coven.dataplane.core import Control, ffi, lib
 from coven.errors import CovenError, Where
 from coven.supervisor import cgroup, control, strays
 from coven.supervisor.backoff import BackOff
@@ -21,6 +21,7 @@ from coven.supervisor.control import WorkerControl, WorkerGone, WorkerSilent
 from coven.supervisor.fused import FusedComponents
 from coven.supervisor.logs import LogTail
 from coven.supervisor.process import Process, exit_text
+from coven.supervisor.violations import Violations
 from coven.supervisor.worker_process import spawn_worker, worker_sandbox
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Feed:
     code: Callable[[], list[tuple[int, int, bytes]]]  # component, shared object, start message
     replicas: Callable[[], list[Replica]]
     guilty: Callable[[], int | None]  # component that the last worker died in
+    components: int
     component: Callable[[int], str]  # its name
     name: Callable[[str], str]  # of what this worker has in the keeper
     changed: Callable[[], None]
@@ -65,6 +67,7 @@ class Worker:
         self.log = LogTail(context.settings.logs_dir / self.group)
         self.recovered = ""
         self.fused = FusedComponents()
+        self._violations = Violations(self._read_violations, self._tell_violations, self._expel)
         self._control: WorkerControl | None = None
         self._attached: dict[int, int] = {}  # replica -> pid of the process that was attached
         self._changing = asyncio.Lock()  # one ATTACH or DETACH at a time
@@ -252,6 +255,7 @@ class Worker:
             self.state = state
             self._attached = {int(number): pid for number, pid in document["attached"].items()}
             self._control = WorkerControl(fds[0], self.part, self._noticed)
+            self._violations.begin(self._feed.components)
             self.log.follow(fds[2])
             self._begin_to_look()
         else:
@@ -300,6 +304,7 @@ class Worker:
             os.close(log_write)
         self.process = Process.spawned(pid, context.keeper, self._died)
         self._control = WorkerControl(fds[0], self.part, self._noticed)
+        self._violations.begin(self._feed.components)
         self.log.follow(log_read)
         self._begin_to_look()
         context.save()
@@ -350,6 +355,7 @@ class Worker:
         if self._control is not None:
             self._control.close()
             self._control = None
+        self._violations.stop()
         await strays.kill_group(self._context.settings.platform_id, self.group, self.folders)
         if self.process is not None and self.process.alive:
             await self.process.end()
@@ -381,12 +387,33 @@ class Worker:
         )
         self._task = asyncio.create_task(self._after_death())
 
+    # ---- what it tells unasked ----------------------------------------------------------------------
+
     def _noticed(self, notice: Control) -> None:
-        """Hear what the worker tells unasked: which replica does not move, or moves again."""
+        """Hear what the worker tells: which replica does not move, or moves again, and who breaks the rules."""
         kind, times = notice.args[0], notice.args[1]
+        for each in self._feed.replicas():
+            if kind in (control.STILL, control.HUNG, control.MOVING) and each.number == notice.index:
+                each.notice(kind, times)
+        if notice.args[0] == control.VIOLATION and notice.index < self._feed.components:
+            replica = None if notice.args[1] == lib.COVEN_NO_REPLICA else notice.args[1]
+            self._violations.notice(notice.index, replica, notice.args[2])
+
+    def _read_violations(self, component: int) -> dict[str, int]:
+        from coven.supervisor import metrics
+
+        fds = self._context.keeper.get(self._feed.name("stats"))
+        return metrics.violations_of(metrics.violation_cells(fds[0]), component) if fds else {}
+
+    def _tell_violations(self, component: int, counts: dict[str, int]) -> None:
+        part = f"component {self._feed.component(component)}"
+        log.warning("instance=%s %s breaks the rules of its ring: %s", self._instance, part, counts)
+        self._context.emit("component-violation", self._instance, part, kind="ring", counts=counts)
+
+    def _expel(self, number: int, why: str) -> None:
         for replica in self._feed.replicas():
-            if kind in (control.STILL, control.HUNG, control.MOVING) and replica.number == notice.index:
-                replica.notice(kind, times)
+            if replica.number == number:
+                replica.expel(why)
 
     def _begin_to_look(self) -> None:
         if self._looking is None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from coven.errors import CovenError
 from tests.lib import plans
-from tests.lib.platform import PlatformUnderTest
+from tests.lib.platform import Client, PlatformUnderTest
 
 ENDLESS = 2**40  # packets
 INSTANCE = "fw-1"
@@ -101,6 +101,13 @@ def moves_on(platform: PlatformUnderTest, packets: int = 100, port: str = "wan-b
         return now if now is not None and now["ports"][port]["tx_pkts"] >= first + packets else None
 
     return dict(platform.wait_for(further, f"no packets leave by {port}"))
+
+
+def subscribed(platform: PlatformUnderTest) -> Client:
+    """A connection that hears events."""
+    client = Client(platform.run_dir / "supervisor.sock")
+    client.request("subscribe")
+    return client
 
 
 def stays_whole(platform: PlatformUnderTest, worker: int) -> None:

@@ -6,6 +6,7 @@ Each does its worst from within its process, with everything that the launch con
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import time
@@ -16,7 +17,7 @@ import pytest
 
 from coven.dataplane.core import lib, sizeof
 from coven.supervisor.metrics import PORT_BASE
-from tests.lib.hostile import INSTANCE, moves_on, stays_whole, two_paths
+from tests.lib.hostile import INSTANCE, moves_on, snapshot, stays_whole, subscribed, two_paths
 from tests.lib.platform import BIN, PlatformUnderTest
 
 pytestmark = pytest.mark.skipif(not (BIN / "coven-worker").exists(), reason="the programs are not built")
@@ -177,6 +178,47 @@ static void stay(struct coven_component *self)
 COVEN_COMPONENT(.process_pkt = process, .allocate_new_fs = allocate, .init = init, .fini = stay);
 """
 
+# Says without end that its out-ring is full of packets.
+FLOODS_C = """
+#include <pthread.h>
+static void *flood(void *of)
+{
+    struct coven_replica *replica = of;
+
+    for (;;)
+        __atomic_store_n(&replica->out.tail, __atomic_load_n(&replica->out.head, __ATOMIC_RELAXED) + replica->ring_size,
+                         __ATOMIC_RELAXED);
+    return NULL;
+}
+static int init(struct coven_component *self)
+{
+    size_t bytes;
+    pthread_t thread;
+
+    (void)self;
+    return pthread_create(&thread, NULL, flood, map(COVEN_FD_REPLICA, &bytes));
+}
+COVEN_COMPONENT(.process_pkt = process, .allocate_new_fs = allocate, .init = init);
+"""
+FLOODS_PY = """
+import mmap
+from coven.dataplane.core import ffi
+
+class Floods(Component):
+    def __init__(self, *arguments, **more):
+        super().__init__(*arguments, **more)
+        self.memory = mmap.mmap(4, os.fstat(4).st_size)
+        threading.Thread(target=self.flood, daemon=True).start()
+
+    def flood(self):
+        replica = ffi.cast("struct coven_replica *", ffi.from_buffer(self.memory))
+        while True:
+            replica.out.tail = replica.out.head + replica.ring_size & 0xFFFFFFFF
+
+    def process_burst(self, burst):
+        pass
+"""
+
 # Says something about each packet. Not an attack, but enough to make whoever waits for its reader stand still.
 CHATTERS = """
 static void chatter(struct coven_component *self, struct coven_packet *pkt, void *fs)
@@ -231,6 +273,29 @@ def test_what_it_does_harms_nobody_else(platform: PlatformUnderTest, what: str, 
     supervisor = platform.supervisor_pid
     platform.kill(supervisor)
     platform.wait_supervisor(other_than=supervisor)
+    stays_whole(platform, worker)
+
+
+@pytest.mark.parametrize(("framework", "isolation"), [("c", "copy"), ("c", "shared"), ("python", "copy")])
+def test_who_floods_its_ring_is_ended_and_parked(platform: PlatformUnderTest, framework: str, isolation: str) -> None:
+    """By name and kind: in events, in the counters, in the problems of the instance."""
+    client = subscribed(platform)
+    source = FLOODS_C if framework == "c" else FLOODS_PY
+    platform.deploy(two_paths(platform, source, isolation, framework))
+    worker = platform.instance(INSTANCE)["workers"][0]["pid"]
+    told = client.wait_event(lambda event: event["type"] == "component-violation")
+    assert (told["instance"], told["part"], told["kind"]) == (INSTANCE, "component hostile", "ring")
+    assert set(told["counts"]) <= {"handle-foreign", "handle-twice", "handle-range", "bounds", "ring-words"}
+    died = client.wait_event(lambda event: event["type"] == "component-died")
+    assert re.match(r"killed for \d+ violations within 10 s \(", died["exit"])
+    client.wait_event(lambda event: event["type"] == "component-parked", deadline=60)
+    client.close()
+    now = platform.instance(INSTANCE)
+    assert any("component hostile" in problem and "violations" in problem for problem in now["problems"])
+    row = (snapshot(platform) or {})["components"]["hostile"]
+    assert sum(row["violation_kinds"].values()) == row["violations"] > 10_000
+    after = moves_on(platform)["ports"]
+    assert after["wan-b"]["tx_pkts"] >= 0.9 * after["lan-b"]["rx_pkts"]
     stays_whole(platform, worker)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from coven.supervisor.config import parse_arguments
 from coven.supervisor.launch import program_folders
-from tests.lib.hostile import INSTANCE, moves_on, stays_whole, two_paths
+from tests.lib.hostile import INSTANCE, moves_on, stays_whole, subscribed, two_paths
 from tests.lib.platform import BIN, Client, PlatformUnderTest
 
 pytestmark = pytest.mark.skipif(not (BIN / "coven-worker").exists(), reason="the programs are not built")
@@ -231,12 +231,6 @@ def features(platform: PlatformUnderTest) -> str:
 def lines_of(platform: PlatformUnderTest, number: int = 1000) -> list[str]:
     logged = platform.request("logs", instance=INSTANCE, component="hostile", lines=number)["lines"]
     return [line["text"].removeprefix("hostile: ") for line in logged]
-
-
-def subscribed(platform: PlatformUnderTest) -> Client:
-    client = Client(platform.run_dir / "supervisor.sock")
-    client.request("subscribe")
-    return client
 
 
 def told(client: Client) -> dict[str, int]:

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Leaves a child that keeps its out-ring full of nothing, whatever becomes of the component. The child says its pid on
- * standard output. */
+/* Leaves children that keep its out-ring full of nothing, whatever becomes of the component: several, so that one of them
+ * runs while the worker does. Their pids are on standard output. */
 #include <stdio.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <coven/component.h>
+
+#define CHILDREN 4
 
 static void flood(struct coven_replica *replica)
 {
@@ -17,18 +19,22 @@ static void flood(struct coven_replica *replica)
 static int init(struct coven_component *self)
 {
     void *segment = mmap(NULL, sizeof(struct coven_replica), PROT_READ | PROT_WRITE, MAP_SHARED, COVEN_FD_REPLICA, 0);
-    pid_t child;
 
     (void)self;
     if (segment == MAP_FAILED)
         return -1;
-    child = fork();
-    if (child == 0) {
-        alarm(60); /* not for ever, even if the test dies */
-        flood(segment);
+    dprintf(1, "children");
+    for (int i = 0; i < CHILDREN; i++) {
+        pid_t child = fork();
+
+        if (child == 0) {
+            alarm(60); /* not for ever, even if the test dies */
+            flood(segment);
+        }
+        dprintf(1, " %d", (int)child);
     }
-    dprintf(1, "child %d\n", (int)child);
-    return child > 0 ? 0 : -1;
+    dprintf(1, "\n");
+    return 0;
 }
 
 static void process_burst(struct coven_component *self, struct coven_packet *pkts, uint16_t n)

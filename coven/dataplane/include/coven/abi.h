@@ -425,7 +425,24 @@ enum coven_worker_counter {
 #define COVEN_LATENCY_BUCKETS 96u
 #define COVEN_LATENCY_EVERY_NS 10000u
 #define COVEN_LATENCY(path, bucket) (COVEN_CELLS + (path)*COVEN_LATENCY_BUCKETS + (bucket))
-#define COVEN_STATS_WORDS COVEN_LATENCY(COVEN_MAX_PATHS, 0)
+
+/* Behind those, and in no snapshot either: violations of each component by kind. Their sum is in its counter. */
+enum coven_violation {
+    COVEN_VIOLATION_HANDLE_RANGE,   /* handle that is none */
+    COVEN_VIOLATION_HANDLE_FOREIGN, /* handle it was not given; in `shared` also one that it gave back before */
+    COVEN_VIOLATION_HANDLE_TWICE,   /* `copy`: a packet that it gave back before */
+    COVEN_VIOLATION_BOUNDS,         /* length or offset beyond the buffer, or no length */
+    COVEN_VIOLATION_OUTPUT,         /* output that it does not have */
+    COVEN_VIOLATION_VERDICT,        /* verdict that does not exist */
+    COVEN_VIOLATION_RING_WORDS,     /* position in a ring that cannot be */
+    COVEN_VIOLATION_FLOW_ANSWER,    /* the end of a flow that nobody told it of */
+    COVEN_VIOLATION_FLOW_SILENCE,   /* no answer to the end of a flow for 2 s */
+    COVEN_VIOLATION_KINDS,
+};
+#define COVEN_VIOLATION_CELLS 12u /* for each component */
+#define COVEN_VIOLATION(component, kind)                                                                               \
+    (COVEN_LATENCY(COVEN_MAX_PATHS, 0) + (component)*COVEN_VIOLATION_CELLS + (kind))
+#define COVEN_STATS_WORDS COVEN_VIOLATION(COVEN_MAX_COMPONENTS, 0)
 
 struct coven_stats {
     struct coven_segment_header header;
