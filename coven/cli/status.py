@@ -143,6 +143,9 @@ def _show_instance(instance: dict[str, Any]) -> None:
     workers = [(number, *(each.get(key) for key in keys)) for number, each in enumerate(instance["workers"])]
     table(("worker", "state", "pid", "core", "restarts", "last exit"), workers)
     line(f"profile: {instance['profile']}")
+    for port in instance["ports"]:
+        if port.get("note"):
+            line(f"port {port['name']}: {port['note']}")
 
 
 def _show_monitor(monitor: dict[str, Any]) -> None:

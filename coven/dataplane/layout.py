@@ -36,6 +36,7 @@ WHEN_FULL = {
     "oldest": lib.COVEN_WHEN_FULL_OLDEST,
 }
 TOOLS = {
+    "auto": lib.COVEN_PORT_AFPACKET,  # until it is opened: then the plan segment says which it is
     "afpacket": lib.COVEN_PORT_AFPACKET,
     "afxdp": lib.COVEN_PORT_AFXDP,
     "pcap": lib.COVEN_PORT_PCAP,

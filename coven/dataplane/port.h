@@ -70,7 +70,7 @@ struct coven_rx {
 
     /* set by ports that lend: */
     uint32_t brought[COVEN_BURST];  /* `handles` points here: the buffers that packets came in */
-    uint32_t returned[COVEN_BURST]; /* buffers of frames that were dropped */
+    uint32_t returned[COVEN_BURST]; /* buffers of frames that were dropped or refused */
     uint16_t n_returned;
     uint16_t queue;    /* that the burst came from */
     uint64_t queue_rx; /* port->queue[queue].rx once this burst is booked */

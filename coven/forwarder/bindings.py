@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from coven.errors import CovenError, Where
-from coven.forwarder.instance_plan import PORT_TOOLS
+from coven.forwarder.instance_plan import AUTO, PORT_TOOLS
 from coven.suggest import near_miss
 
 # What the kernel allows, but for `%`, where it would put a number of its own choice, and bytes beyond ASCII.
 INTERFACE_PATTERN = r"^[!-$&-.0-9;-~]{1,15}$"
-AUTO = "auto"  # the best tool there is for an interface
-INTERFACE_TOOLS = ("afpacket", "afxdp", "tap")
+INTERFACE_TOOLS = (AUTO, "afpacket", "afxdp", "tap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +39,7 @@ def _within(low: int, high: int) -> Callable[[object], bool]:
 
 # Options of each tool: default, test, what it must be.
 OPTIONS: dict[str, dict[str, tuple[Any, Callable[[object], bool], str]]] = {
+    AUTO: {},
     "afpacket": {},
     "afxdp": {
         "queues": (0, _within(0, 8), "0 (as many as the interface has) to 8"),
@@ -79,9 +79,7 @@ def normalise(port: str, given: object) -> Binding:
         raise _fault(port, "is bound to neither a name nor a mapping",
                      'write "eth1" or {"tool": "pcap", "in": FILE, "out": FILE}')  # fmt: skip
     tool = given.get("tool", AUTO)
-    if tool == AUTO:
-        tool = "afpacket"
-    if tool not in PORT_TOOLS:
+    if tool not in (AUTO, *PORT_TOOLS):
         raise CovenError("port.unknown-tool", f"port {port}: there is no NIC tool {tool!r}",
                          hint=near_miss(str(tool), PORT_TOOLS) or f"tools are: auto, {', '.join(PORT_TOOLS)}",
                          where=Where(part=f"port {port}"))  # fmt: skip

@@ -16,6 +16,7 @@ from coven.model import FlowState, Hold, Isolation, Limits, Metric, OnFailure, O
 PLAN_VERSION = 1
 HEADROOM = 256  # bytes before a received packet, as the kernel leaves for AF_XDP
 PORT_TOOLS = ("afpacket", "afxdp", "pcap", "tap", "gen")
+AUTO = "auto"  # the best tool there is for an interface, chosen when the port is opened
 WHEN_FULL = ("idle", "refuse", "one-way", "oldest")
 PROFILES = ("balanced", "low-latency", "power-save")  # numbers of enum coven_profile
 MAX_CORE = 4095
@@ -69,7 +70,7 @@ class PortPlan:
     """A logical port and what it is bound to."""
 
     name: str
-    tool: str  # one of PORT_TOOLS
+    tool: str  # one of PORT_TOOLS, or AUTO
     interface: str | None  # None: the tool has none (pcap, gen)
     options: Mapping[str, Any]  # of the tool
     mtu: int  # payload bytes behind the Ethernet header; 0: no limit

@@ -16,6 +16,7 @@ from coven import limits, priority
 from coven.errors import CovenError, Where
 from coven.forwarder.bindings import INTERFACE_PATTERN, INTERFACE_TOOLS, normalise
 from coven.forwarder.instance_plan import (
+    AUTO,
     KEYS,
     MAX_CORE,
     PLAN_VERSION,
@@ -224,8 +225,8 @@ def _check_folder(folder: str, part: str) -> None:
 
 def _check_port(plan: InstancePlan, port: PortPlan, part: str) -> None:
     _match(limits.NAME_PATTERN, port.name, f"{part}.name")
-    if port.tool not in PORT_TOOLS:
-        refuse(f"{part}.tool", f"must be one of {', '.join(PORT_TOOLS)}")
+    if port.tool not in (AUTO, *PORT_TOOLS):
+        refuse(f"{part}.tool", f"must be one of {', '.join((AUTO, *PORT_TOOLS))}")
     if (port.interface is not None) != (port.tool in INTERFACE_TOOLS):
         refuse(f"{part}.interface", f"does not go with tool {port.tool}")
     if port.interface is not None:

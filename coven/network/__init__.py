@@ -25,6 +25,7 @@ from typing import Any
 
 from coven.errors import CovenError, Where
 from coven.network.afxdp import AfxdpTool
+from coven.network.auto import AutoTool
 from coven.network.opened import OpenedPort, adopt
 from coven.network.tools import AfpacketTool, GenTool, NicTool, PcapTool, TapTool
 from coven.network.watcher import LinkEvent, LinkWatcher
@@ -37,35 +38,22 @@ __all__ = [
     "NicTool",
     "OpenedPort",
     "adopt",
-    "choose",
     "tool_of",
 ]
 
 TOOLS: Mapping[str, NicTool] = {
-    tool.name: tool for tool in (AfpacketTool(), AfxdpTool(), PcapTool(), TapTool(), GenTool())
+    tool.name: tool for tool in (AutoTool(), AfpacketTool(), AfxdpTool(), PcapTool(), TapTool(), GenTool())
 }
-
-
-def choose(tool: str, interface: str | None = None) -> tuple[str, str]:
-    """Resolve `auto`: give the tool's name and the reason for it. Pure; raises port.unknown-tool."""
-    if tool == "auto":
-        return "afpacket", (
-            f"afpacket was chosen for {interface or 'the interface'}: it works on every Ethernet interface at the "
-            "kernel's default offloads and needs no driver support"
-        )
-    if tool not in TOOLS:
-        raise CovenError(
-            "port.unknown-tool",
-            f"there is no NIC tool {tool!r}",
-            hint=near_miss(tool, ("auto", *TOOLS)) or f"tools are: auto, {', '.join(TOOLS)}",
-        )
-    return tool, f"{tool} was asked for"
 
 
 def tool_of(port: Mapping[str, Any]) -> NicTool:
     """Give the tool of a planned port; raises port.unknown-tool that names the port."""
-    try:
-        return TOOLS[choose(str(port["tool"]), port.get("interface"))[0]]
-    except CovenError as error:
-        error.where = Where(part=f"port {port.get('name', '')}".rstrip())
-        raise
+    name = str(port["tool"])
+    if name not in TOOLS:
+        raise CovenError(
+            "port.unknown-tool",
+            f"there is no NIC tool {name!r}",
+            hint=near_miss(name, TOOLS) or f"tools are: {', '.join(TOOLS)}",
+            where=Where(part=f"port {port.get('name', '')}".rstrip()),
+        )
+    return TOOLS[name]

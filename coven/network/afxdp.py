@@ -216,7 +216,7 @@ def _open_sockets(
     try:
         for queue, made in enumerate(sockets):
             xdp.put_socket(queue_map, queue, made.fileno())
-        link, is_native, how = _attach(interface, queue_map)
+        link, is_native, how = _attach(interface, queue_map, native_only=bool(port.get("native_only")))
     finally:
         os.close(queue_map)  # the program holds the map
     undo.callback(os.close, link)
@@ -241,7 +241,7 @@ def _bind(made: socket.socket, index: int, queue: int, *, zero_copy: bool) -> No
         time.sleep(0.01)
 
 
-def _attach(interface: Interface, queue_map: int) -> tuple[int, bool, str]:
+def _attach(interface: Interface, queue_map: int, *, native_only: bool) -> tuple[int, bool, str]:
     """Load and attach the program; give its link, whether the driver runs it, and words for it. Raises OSError."""
     is_veth = interface.kind == "veth"
     program = xdp.load_program(queue_map, vlan_on=interface.index if is_veth else None)
@@ -249,7 +249,7 @@ def _attach(interface: Interface, queue_map: int) -> tuple[int, bool, str]:
         return xdp.attach(program, interface.index, native=True), True, "XDP in the driver"
     except OSError as error:
         # In generic mode super-frames of senders on this machine are lost: on a veth little else comes.
-        if is_veth or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+        if is_veth or native_only or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise
         how = f"generic XDP, which is slower (the driver has none: {error.strerror})"
         return xdp.attach(program, interface.index, native=False), False, how

@@ -165,7 +165,7 @@ class Platform:
 
     def _watch_links(self, target: Instance) -> None:
         for plan in target.plan.ports:
-            if plan.tool not in ("afpacket", "afxdp") or plan.interface is None:
+            if plan.tool not in ("auto", "afpacket", "afxdp") or plan.interface is None:
                 continue
             if target.ports.states[plan.name] == "closed":
                 self.links.unwatch(plan.interface)

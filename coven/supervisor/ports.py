@@ -167,7 +167,13 @@ class PortSet:
     def to_json(self) -> list[dict[str, Any]]:
         """Give the ports as the protocol shows them."""
         return [
-            {"name": plan.name, "tool": plan.tool, "interface": plan.interface, "state": self.states[plan.name]}
+            {
+                "name": plan.name,
+                "tool": self._opened.get(plan.name, {}).get("tool", plan.tool),
+                "interface": plan.interface,
+                "state": self.states[plan.name],
+                "note": self._opened.get(plan.name, {}).get("note", ""),
+            }
             for plan in self._plans
         ]
 

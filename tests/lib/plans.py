@@ -52,6 +52,17 @@ def afpacket_port(name: str, interface: str) -> dict[str, Any]:
     return {"name": name, "tool": "afpacket", "interface": interface, "options": {}, "mtu": 1500}
 
 
+def afxdp_port(name: str, interface: str) -> dict[str, Any]:
+    """A port on an interface, by AF_XDP."""
+    options = {"queues": 0, "zero_copy": "auto", "busy_poll": False}
+    return {"name": name, "tool": "afxdp", "interface": interface, "options": options, "mtu": 1500}
+
+
+def auto_port(name: str, interface: str) -> dict[str, Any]:
+    """A port on an interface, by the tool that suits it."""
+    return {"name": name, "tool": "auto", "interface": interface, "options": {}, "mtu": 1500}
+
+
 def chain(
     instance: str,
     root: Path,

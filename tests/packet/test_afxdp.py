@@ -15,15 +15,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from coven.errors import CovenError
-from coven.network import ethtool, tool_of, xdp
+from coven.network import auto, ethtool, tool_of, xdp
+from coven.network.interfaces import Interface
 from tests.lib import builds
-from tests.lib.dataplane import Rig, Snapshot, WorkerDied, c_component, chain_plan
+from tests.lib.dataplane import Rig, Snapshot, WorkerDied, c_component, chain_plan, played
 from tests.lib.net import Host, Network, ip, unavailable
 from tests.lib.parts import NULL
 from tests.lib.ports import build as build_driver
@@ -325,6 +327,21 @@ def test_a_full_ring_is_missed_not_lost_silently(wire: Wire, tmp_path: Path) -> 
         check_buffers(taken)
 
 
+def test_what_a_component_has_no_room_for_is_refused(wire: Wire, tmp_path: Path) -> None:
+    """A component that takes nothing: what is too much is dropped at the port, and its buffers go round."""
+    wire.quiet()
+    plan = wire.plan([played("asleep")])
+    with Rig(plan, tmp_path) as rig, raw(wire.client, 0) as sender:
+        rig.start()
+        for number in range(6 * BUFFERS):
+            sender.send(frame(number))
+        taken = rig.wait(lambda s: arrived(wire, s))
+        assert taken.drops.keys() == {("component asleep", "ring-full")}
+        assert 0 < taken.held == taken.rx - taken.dropped
+        assert taken.free + taken.held + taken.nic == BUFFERS
+        assert taken.nic <= 2 * LENT
+
+
 # ---- deaths --------------------------------------------------------------------------------------------
 
 
@@ -543,3 +560,48 @@ def test_without_privilege(wire: Wire) -> None:
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+# ---- auto ----------------------------------------------------------------------------------------------
+
+
+def chosen(wire: Wire, **more: Any) -> tuple[str, str]:
+    with memory() as fd:
+        port = {"name": "lan", "tool": "auto", "interface": wire.lan, "options": {}, "pool": pool(fd), **more}
+        opened = tool_of(port).open(port)
+        opened.close()
+    return opened.tool, opened.note
+
+
+def test_auto_leaves_the_other_end_of_a_veth_as_it_is(wire: Wire) -> None:
+    before = wire.client.run("ethtool", "-k", "eth0").stdout
+    tool, why = chosen(wire)
+    assert (tool, "virtual (veth)" in why) == ("afpacket", True)
+    assert wire.client.run("ethtool", "-k", "eth0").stdout == before
+
+
+def test_auto_on_a_driver_that_runs_xdp(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A veth stands for the NIC that a test machine does not have."""
+    monkeypatch.setattr(auto, "against_afxdp", lambda *_: None)
+    assert chosen(wire)[0] == "afxdp"
+    before = state_of(wire.lan)
+    with memory() as fd:
+        tool, why = chosen(wire, pool=xdp.Pool(fd, 4096, 32, 8192))
+    assert (tool, "8192 bytes" in why) == ("afpacket", True)
+    queues = xdp.make_map(1)
+    program = xdp.load_program(queues, vlan_on=None)
+    link = xdp.attach(program, socket.if_nametoindex(wire.lan), native=True)
+    try:
+        tool, why = chosen(wire)
+        assert (tool, "XDP program already" in why) == ("afpacket", True)
+    finally:
+        for fd in (link, program, queues):
+            os.close(fd)
+    assert state_of(wire.lan) == before
+
+
+def test_what_speaks_against_afxdp() -> None:
+    nic = Interface(2, "eth1", 1500, True, False, True, None, None, (), ())
+    assert auto.against_afxdp(nic, 1) is None
+    assert "several workers" in str(auto.against_afxdp(nic, 2))
+    assert "virtual (veth)" in str(auto.against_afxdp(replace(nic, kind="veth"), 1))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from coven.errors import CODES, CovenError
-from coven.network import TOOLS, LinkEvent, LinkWatcher, OpenedPort, adopt, choose, tool_of
+from coven.network import TOOLS, LinkEvent, LinkWatcher, OpenedPort, adopt, tool_of
 from coven.network import afxdp as afxdp_module
 from coven.network import tools as tools_module
 from coven.network.interfaces import Interface, check_interface
@@ -67,9 +67,7 @@ def test_an_interface_that_is_a_port_already() -> None:
 
 
 def test_tools() -> None:
-    assert set(TOOLS) == {"afpacket", "afxdp", "pcap", "tap", "gen"}
-    name, why = choose("auto", "eth1")
-    assert name == "afpacket" and "eth1" in why
+    assert set(TOOLS) == {"auto", "afpacket", "afxdp", "pcap", "tap", "gen"}
     with pytest.raises(CovenError, match="afpacket") as caught:
         tool_of({"name": "lan", "tool": "afpaket"})
     assert caught.value.code == "port.unknown-tool"

@@ -41,7 +41,7 @@ def test_a_plan() -> None:
     planned = make()
     assert (planned.package.id, planned.pool.buffers, planned.pool.buffer_bytes) == ("fw-1.0.0", 16384, 4096)
     lan, wan = planned.ports
-    assert (lan.tool, lan.interface, lan.mtu, lan.path, lan.first) == ("afpacket", "eth1", 1500, 0, Next(hop=0))
+    assert (lan.tool, lan.interface, lan.mtu, lan.path, lan.first) == ("auto", "eth1", 1500, 0, Next(hop=0))
     assert (wan.path, wan.first) == (1, Next(hop=2))
     assert planned.hops == (
         HopPlan(0, 0, (Next(hop=1), None)), HopPlan(1, 0, (Next(port=1),)),
