@@ -282,6 +282,7 @@ class Replica:
         os.set_blocking(worker_ring, False)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         log_read, log_write = os.pipe()
+        os.set_blocking(log_write, False)  # rather lose text than let packets wait for whoever reads it
         fds = (segment, bell_ring, worker_read, ours.detach(), log_read)
         self._context.keeper.put(self.fds_name, fds)
         self._listen(fds)
@@ -371,7 +372,7 @@ class Replica:
         hint = "its start must not wait for anything; look at what it does before the first packet"
         if self.log.throttled:
             hint = (
-                f"it wrote more than {BYTES_PER_SECOND >> 20} MiB a second and had to wait until that was read: "
+                f"it wrote more than {BYTES_PER_SECOND >> 20} MiB a second, of which most is lost: "
                 "write less while starting"
             )
         return CovenError(

@@ -22,7 +22,7 @@ LINES = 1000
 LINE_BYTES = 4096
 CHUNK = 65536
 KEPT_BYTES = 1 << 18  # of a file; then the next one is begun, and the one before the last goes
-BYTES_PER_SECOND = 1 << 20  # above this a process waits on its own pipe: its noise must not become our work
+BYTES_PER_SECOND = 1 << 20  # above this the pipe is left full, and text is lost: noise must not become our work
 
 
 class LogTail:
@@ -37,7 +37,7 @@ class LogTail:
         self._fd = -1
         self._window = 0.0
         self._seen = 0
-        self.throttled = False  # the process has had to wait for us since `clear`
+        self.throttled = False  # text was lost since `clear`
 
     def follow(self, fd: int) -> None:
         """Read from a pipe until it ends; the descriptor stays the caller's."""
@@ -100,6 +100,8 @@ class LogTail:
         if self._seen > BYTES_PER_SECOND:
             loop, fd = asyncio.get_running_loop(), self._fd
             loop.remove_reader(fd)
+            if not self.throttled:
+                self._add(b"[more than can be read: output is lost from here on, now and then]")
             self.throttled = True
             loop.call_later(1 - (now - self._window), self._resume, fd)
 

@@ -229,6 +229,13 @@ static void chatter(struct coven_component *self, struct coven_packet *pkt, void
 COVEN_COMPONENT(.process_pkt = chatter, .allocate_new_fs = allocate);
 """
 
+CHATTERS_PY = """
+class Chatters(Component):
+    def process_burst(self, burst):
+        for packet in burst:
+            print("a packet, a packet, a packet, a packet, a packet, a packet, a packet, a packet")
+"""
+
 # Never comes back from a packet.
 HANGS = """
 static void hang(struct coven_component *self, struct coven_packet *pkt, void *fs)
@@ -299,9 +306,11 @@ def test_who_floods_its_ring_is_ended_and_parked(platform: PlatformUnderTest, fr
     stays_whole(platform, worker)
 
 
-def test_the_worker_does_not_wait_for_a_reader_of_its_log(platform: PlatformUnderTest) -> None:
-    """A fused component talks, and the supervisor, who reads it, stands still: packets go on."""
-    platform.deploy(two_paths(platform, CHATTERS, "fused"))
+@pytest.mark.parametrize(("framework", "isolation"), [("c", "fused"), ("c", "copy"), ("python", "copy")])
+def test_nobody_waits_for_a_reader_of_its_log(platform: PlatformUnderTest, framework: str, isolation: str) -> None:
+    """A component talks, and the supervisor, who reads it, stands still: packets go on."""
+    source = CHATTERS if framework == "c" else CHATTERS_PY
+    platform.deploy(two_paths(platform, source, isolation, framework))
     moves_on(platform, port="wan")
     stats = Path("/dev/shm") / platform.instance(INSTANCE)["stats_name"].lstrip("/")
     cell = sizeof("coven_stats") + 8 * (PORT_BASE + 8 * 1 + lib.COVEN_PORT_TX_PKTS)
@@ -318,7 +327,8 @@ def test_the_worker_does_not_wait_for_a_reader_of_its_log(platform: PlatformUnde
             select.select([], [], [], 0.01)
     finally:
         os.kill(supervisor, signal.SIGCONT)
-    lines = platform.request("logs", instance=INSTANCE, component=None, lines=5)["lines"]
+    component = None if isolation == "fused" else "hostile"
+    lines = platform.request("logs", instance=INSTANCE, component=component, lines=5)["lines"]
     assert any("a packet" in line["text"] for line in lines)
 
 

@@ -7,12 +7,13 @@ component, answers, and then moves bursts until `stop`. Imports little, because 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import select
 import signal
 import sys
 import time
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from coven.agents import protocol
 from coven.dataplane.client import WOKE_AGENT, ReplicaClient
@@ -22,6 +23,9 @@ from coven.processing.python.agent import Agent
 from coven.processing.python.metrics import Metrics
 from coven.processing.python.packets import Burst
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
 FD_DOORBELL, FD_AGENT, FD_REPLICA, FD_STATE, FD_WORKER, FD_POOL = 0, 3, 4, 5, 6, 7
 
 BURSTS_BETWEEN_LOOKS = 64  # at the agent's socket while packets keep coming
@@ -29,10 +33,45 @@ TICK_HOLDING_NS = 1_000_000
 TICK_NS = 1_000_000_000
 
 
+class Output(io.RawIOBase):
+    """Standard output or error that never waits for its reader: what the pipe has no room for is lost, and counted."""
+
+    def __init__(self, fd: int) -> None:
+        """fd: that does not block."""
+        self._fd = fd
+        self._lost = 0
+
+    @classmethod
+    def text(cls, fd: int) -> io.TextIOWrapper:
+        """Give it as what `print` writes to, a line at a time."""
+        buffered = io.BufferedWriter(cls(fd))
+        return io.TextIOWrapper(buffered, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+    def writable(self) -> bool:
+        """Nothing else can be done with it."""
+        return True
+
+    def fileno(self) -> int:
+        """Give the descriptor, for whoever starts processes."""
+        return self._fd
+
+    def write(self, data: Buffer) -> int:
+        """Write it or lose it; either way all of it is dealt with."""
+        view = memoryview(data).cast("B")
+        try:
+            if self._lost:
+                os.write(self._fd, b"[%d bytes of output were lost]\n" % self._lost)
+                self._lost = 0
+            self._lost = len(view) - os.write(self._fd, view)
+        except BlockingIOError:
+            self._lost += len(view)
+        return len(view)
+
+
 def main() -> NoReturn:
     """Run one component until it is stopped; the process ends here."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] # what is printed is the log
+    sys.stdout, sys.stderr = Output.text(1), Output.text(2)  # what is printed is the log
     data = os.read(FD_AGENT, protocol.MAX_BYTES + 1)
     if not data:
         end(0)
