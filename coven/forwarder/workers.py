@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from coven.forwarder.instance_plan import InstancePlan
     from coven.model import Vnf
 
-DIVISIBLE = ("afpacket", "tap", "gen", "pcap")  # tools that can give each worker its part of a port
+# Tools that can give each worker its part of a port; `auto` chooses one of them.
+DIVISIBLE = ("auto", "afpacket", "tap", "gen", "pcap")
 KEYS = ("count", "cores", "component_cores", "profile")
 
 

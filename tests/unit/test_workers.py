@@ -100,6 +100,15 @@ def test_a_file_is_written_by_one_worker() -> None:
         InstancePlan.from_json(document)
 
 
+def test_a_tool_that_cannot_divide_is_refused() -> None:
+    afxdp = {"tool": "afxdp", "interface": "eth1"}
+    error = fault(bindings={"lan": afxdp, "wan": "eth2"}, workers={"count": 2})
+    assert (error.code, str(error.where)) == ("worker.invalid", "port lan")
+    assert make(bindings={"lan": afxdp, "wan": "eth2"}).ports[0].tool == "afxdp"
+    # what is left to COVEN is one that can
+    assert len(make(bindings={"lan": "eth1", "wan": "eth2"}, workers={"count": 2}).worker.cores) == 2
+
+
 def test_the_memory_of_all_workers_counts() -> None:
     vnf = parse(VNF + "pool: {buffers: 1048576, buffer_bytes: 8192}\n")
     assert make(vnf).worker.cores == (None,)
