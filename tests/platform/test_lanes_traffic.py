@@ -100,6 +100,11 @@ def veth(network: Network, box: Host, platform: PlatformUnderTest) -> tuple[list
     return ports, lambda: [End(host, "eth0") for host in hosts]
 
 
+def auto(network: Network, box: Host, platform: PlatformUnderTest) -> tuple[list[dict[str, Any]], Callable[[], list[End]]]:
+    ports, ends = veth(network, box, platform)
+    return [{**port, "tool": "auto"} for port in ports], ends
+
+
 def tap(network: Network, box: Host, platform: PlatformUnderTest) -> tuple[list[dict[str, Any]], Callable[[], list[End]]]:
     box.run("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
     ports = [{**plans.afpacket_port(name, f"cv{name}"), "tool": "tap"} for name in ("lan", "wan")]
@@ -172,15 +177,16 @@ def make(tmp_path: Path) -> Iterator[Make]:
                 plan = plans.chain(INSTANCE, root, [one], ports, back=True)
                 plan["worker"]["cores"] = [None] * WORKERS
                 platform.deploy(plan)
-                return Stage(platform, box, ends(), tags=kind is veth)
+                return Stage(platform, box, ends(), tags=kind is not tap)
 
             yield made
             platform.execute("terminate", INSTANCE, force=True)
         assert platform.leftovers() == []
 
 
-@pytest.mark.parametrize("isolation", ["fused", "copy"])
-@pytest.mark.parametrize("kind", [veth, tap])
+@pytest.mark.parametrize(
+    ("kind", "isolation"), [(veth, "fused"), (veth, "copy"), (auto, "fused"), (tap, "fused"), (tap, "copy")]
+)
 def test_each_flow_meets_one_worker_in_both_directions(make: Make, kind: Callable[..., Any], isolation: str) -> None:
     stage = make(kind, isolation)
     stage.exchange()
