@@ -3,7 +3,7 @@
 #   make demo     see COVEN at work (as root, or by sudo; without either on files)
 #   make test     everything that is tested; the list of skips is at the end
 #   make fuzz     the fuzzers for longer: FUZZ_SECONDS each (default 120)
-#   make chaos    random kills under traffic for CHAOS_SECONDS (default 300), and the supervisor's death at every point
+#   make chaos    everything that can go wrong, under traffic, for CHAOS_SECONDS (default 600), and the supervisor's death at every point
 #   make bench    measure everything (about a quarter of an hour, as root): build/bench.json, docs/benchmarks.md
 #   make lint     the style checks alone
 #   make clean    away with what was built; the sources stay
@@ -36,7 +36,7 @@ fuzz: $(VENV)/stamp-test
 	COVEN_FUZZ_SECONDS=$(or $(FUZZ_SECONDS),120) $(PYTEST) tests/fuzz $(ARGS)
 
 chaos: $(VENV)/stamp-test
-	COVEN_CHAOS_SECONDS=$(or $(CHAOS_SECONDS),300) $(PYTEST) -s tests/e2e/test_chaos.py $(ARGS)
+	COVEN_CHAOS_SECONDS=$(or $(CHAOS_SECONDS),600) $(PYTEST) -s tests/e2e/test_chaos.py $(ARGS)
 	$(PYTEST) -m chaos $(ARGS)
 
 bench: $(VENV)/stamp-test
