@@ -2,7 +2,7 @@
 #
 #   make demo     see COVEN at work (as root, or by sudo; without either on files)
 #   make test     everything that is tested; the list of skips is at the end
-#   make fuzz     the fuzzers for longer: FUZZ_SECONDS each (default 120)
+#   make fuzz     the fuzzers for longer, as many at once as there are cores: FUZZ_SECONDS each (default 600)
 #   make chaos    everything that can go wrong, under traffic, for CHAOS_SECONDS (default 600), and the supervisor's death at every point
 #   make bench    measure everything (about a quarter of an hour, as root): build/bench.json, docs/benchmarks.md
 #   make lint     the style checks alone
@@ -33,7 +33,8 @@ lint: $(VENV)/stamp-test
 	$(PYTEST) -q tests/test_style.py $(ARGS)
 
 fuzz: $(VENV)/stamp-test
-	COVEN_FUZZ_SECONDS=$(or $(FUZZ_SECONDS),120) $(PYTEST) tests/fuzz $(ARGS)
+	@$(PYTEST) tests/fuzz --collect-only -q -p no:cacheprovider | grep :: | \
+		COVEN_FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) xargs -P $$(nproc) -n 1 $(PYTEST) -p no:cacheprovider $(ARGS)
 
 chaos: $(VENV)/stamp-test
 	COVEN_CHAOS_SECONDS=$(or $(CHAOS_SECONDS),600) $(PYTEST) -s tests/e2e/test_chaos.py $(ARGS)

@@ -35,6 +35,7 @@ from tests.lib.net import Network, ip
 
 COMPONENTS = ("counter", "hog", "filter")
 PARTS = ("worker", *COMPONENTS, "coven.management", "coven.supervisor")
+KEPT = ("coven-keeper", "coven.supervisor", "coven.management")  # in this order: a keeper names the supervisor
 ISOLATIONS = ({"*": "copy"}, {"*": "shared"}, {"counter": "shared", "*": "copy"}, {"hog": "shared", "*": "copy"})
 PARKING_S = 30.0  # five deaths within this time park a component
 DEATHS = 3  # one more may come by what an action does not count
@@ -406,8 +407,7 @@ def assert_real(chaos: Chaos) -> None:
 def assert_gone(chaos: Chaos) -> None:
     """Take the instance away: nothing of it is left, in processes, files, memory or on interfaces."""
     chaos.operate(f"{chaos.one}/terminate", {"force": True})
-    kept = {processes_of(chaos, name) for name in ("coven.supervisor", "coven.management", "coven-keeper")}
-    wait_for("the instance's processes end", lambda: platform_pids(chaos) == kept, BACK_S)
+    wait_for("the instance's processes end", lambda: sorted(named(chaos)) == sorted(KEPT), BACK_S)
     assert chaos.rest.get("/v1/instances")["instances"] == []
     for interface in chaos.appliance.interfaces.values():
         assert "xdp" not in ip("-j", "link", "show", interface).stdout
@@ -415,13 +415,14 @@ def assert_gone(chaos: Chaos) -> None:
     assert installed == set(chaos.packages), installed
 
 
-def processes_of(chaos: Chaos, word: str) -> int:
-    """Give the process of the platform with a word in its command line."""
+def named(chaos: Chaos) -> list[str]:
+    """Give what each process of the platform is."""
+    found = []
     for pid in platform_pids(chaos):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if word in " ".join(psutil.Process(pid).cmdline()):
-                return pid
-    raise AssertionError(f"there is no {word}")
+            line = " ".join(psutil.Process(pid).cmdline())
+            found.append(next((word for word in KEPT if word in line), line))
+    return found
 
 
 @contextlib.contextmanager
