@@ -35,6 +35,7 @@ PROGRAMS: dict[str, bool] = {
 FUNCTIONS = """
 uint64_t coven_ledger_bytes(const struct coven_plan *plan);
 uint64_t coven_ledger_breadcrumb_offset(void);
+uint64_t coven_ledger_poison_offset(void);
 int64_t coven_capture_check(int fd, char *why, size_t why_bytes);
 const char *coven_syscall_name(uint32_t architecture, uint32_t number);
 """

@@ -132,7 +132,10 @@ static int take_code(struct coven_worker *worker, struct request *request, char 
 static int become_ready(struct coven_worker *worker, struct request *request, char *why, size_t why_bytes)
 {
     const struct coven_recovery *found = &worker->recovery;
-    int error = worker->ready ? -EALREADY : coven_worker_ready(worker, why, why_bytes);
+    int error;
+
+    worker->is_blamed = request->message.arg[0] == 1;
+    error = worker->ready ? -EALREADY : coven_worker_ready(worker, why, why_bytes);
 
     if (error) {
         /* half prepared: better a new process than a second try */
@@ -179,6 +182,8 @@ static int detach(struct coven_worker *worker, struct request *request)
 
     if (request->message.index >= worker->plan->n_replicas)
         return -EINVAL;
+    if (request->message.arg[1] == 1)
+        coven_poison_replica_died(worker, request->message.index);
     coven_replica_sweep(worker, request->message.index, reason, &request->answer.arg[0], &request->answer.arg[1]);
     return 0;
 }
@@ -290,6 +295,9 @@ static int handle_running(struct coven_worker *worker, struct request *request, 
     case COVEN_CONTROL_SNAPSHOT:
         coven_snapshot_take(worker, (struct coven_snapshot *)(void *)answer_payload);
         request->answer_bytes = sizeof(struct coven_snapshot);
+        return 0;
+    case COVEN_CONTROL_POISON_CLEAR:
+        coven_poison_clear(worker, request->message.index);
         return 0;
     case COVEN_CONTROL_AGENT:
         return ask_agent(worker, request);

@@ -34,6 +34,35 @@ enum coven_control_op {
     COVEN_CONTROL_NOTIFY = 64, /* worker to supervisor, not asked for and not answered; arg[0] says what */
 };
 
+/* Packets under suspicion and poison packets of all components: in the ledger, read by the supervisor (poison.h). */
+#define COVEN_POISON_ENTRIES 64
+#define COVEN_POISON_BYTES 1984
+
+struct coven_poison_entry {
+    uint64_t fingerprint; /* 0: no entry */
+    uint64_t seen_ns;     /* CLOCK_MONOTONIC, of the last death or packet */
+    uint64_t dropped;
+    uint64_t timestamp_ns; /* CLOCK_REALTIME, when the packet was received */
+    uint32_t component;
+    uint32_t deaths; /* 1: a suspect, more: poison */
+    uint32_t number; /* of poison packets, from 1 */
+    uint32_t length; /* of the packet, */
+    uint32_t kept;   /* and how much of it lies in `bytes` */
+    uint32_t position;
+    uint32_t is_pending; /* it was given alone at in-ring position `position` */
+    uint32_t reserved;
+    uint8_t bytes[1984];
+};
+
+struct coven_poison {
+    uint32_t n_marked; /* poison packets so far */
+    uint32_t n_given;  /* packets in the hands of the fused component given_component - 1, as they were given */
+    uint32_t given_component;
+    uint32_t reserved;
+    uint64_t given[32];
+    struct coven_poison_entry entry[64];
+};
+
 /* What a NOTIFY tells: arg[0]. One that does not fit the socket is lost; what must not be lost lies in memory. */
 enum coven_notice {
     COVEN_NOTICE_STILL = 1,     /* replica `index` has packets and has not moved for half its limit */

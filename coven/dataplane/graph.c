@@ -83,6 +83,10 @@ static void travel(struct coven_worker *worker, uint16_t hop)
     graph->n[hop] = 0;
     for (;;) {
         component = worker->plan->hops[hop].component;
+        if ((worker->poisoned >> component & 1) != 0) {
+            coven_poison_travel(worker, hop, burst->handle, burst->n);
+            return;
+        }
         if (worker->plan->components[component].isolation != COVEN_FUSED) {
             coven_replica_give(worker, hop, burst->handle, burst->n);
             return;

@@ -66,6 +66,11 @@ uint64_t coven_ledger_breadcrumb_offset(void)
     return offsetof(struct coven_ledger, breadcrumb) + offsetof(struct coven_breadcrumb, component);
 }
 
+uint64_t coven_ledger_poison_offset(void)
+{
+    return offsetof(struct coven_ledger, poison);
+}
+
 void coven_ledger_format(struct coven_ledger *ledger, const struct coven_plan *plan)
 {
     place(plan, ledger);

@@ -119,6 +119,7 @@ struct coven_ledger {
     struct coven_ledger_replica replica[COVEN_MAX_REPLICAS];
     struct coven_tx_record tx;
     struct coven_breadcrumb breadcrumb;
+    struct coven_poison poison;
     struct coven_intent intent;
 };
 
@@ -138,6 +139,8 @@ struct coven_book {
 uint64_t coven_ledger_bytes(const struct coven_plan *plan);
 /* Where the ledger has breadcrumb.component, for whoever wants to know in whose code a worker died. */
 uint64_t coven_ledger_breadcrumb_offset(void);
+/* Where the ledger has its struct coven_poison. */
+uint64_t coven_ledger_poison_offset(void);
 /* Fill in the offsets of a new ledger in zeroed memory: zero means free, empty, nothing under way. */
 void coven_ledger_format(struct coven_ledger *ledger, const struct coven_plan *plan);
 /* Check that the ledger has the layout that the plan asks for. Returns 0 or -EINVAL. */

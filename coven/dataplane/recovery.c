@@ -67,6 +67,8 @@ static void recover_breadcrumb(struct coven_worker *worker)
     if (crumb->component == 0 || component >= worker->plan->n_components)
         return;
     worker->recovery.component = crumb->component;
+    if (worker->is_blamed)
+        coven_poison_fused_died(worker, component);
     for (uint32_t i = 0; i < crumb->n && i < COVEN_BURST; i++) {
         if (!is_workers(worker, crumb->handle[i]))
             continue;
@@ -158,6 +160,7 @@ void coven_recovery_sweep(struct coven_worker *worker)
         recover_breadcrumb(worker);
         recover_owners(worker);
         ledger->breadcrumb.component = 0;
+        ledger->poison.n_given = 0;
     }
     ledger->header.generation++;
 }

@@ -78,7 +78,8 @@ static void put_entries(struct coven_worker *worker, struct coven_replica_link *
     for (uint32_t i = 0; i < n; i++, position++) {
         uint32_t handle = handles[i], slot = position & mask, copy = 0;
         const struct coven_meta *meta = &metas[handle];
-        struct coven_entry entry = {.offset = meta->offset, .length = meta->length, .kind = COVEN_ENTRY_PACKET};
+        struct coven_entry entry = {
+            .offset = meta->offset, .length = meta->length, .verdict = worker->alone, .kind = COVEN_ENTRY_PACKET};
 
         if (copies)
             copy = put_copy(worker, link, handle, meta);

@@ -64,6 +64,8 @@ static void tick(struct coven_worker *worker)
     if (worker->now_ns >= worker->gauges_ns) {
         worker->gauges_ns = worker->now_ns + MUTE_NS;
         coven_snapshot_gauges(worker);
+        if (worker->poisoned != 0)
+            coven_poison_age(worker);
     }
     coven_worker_settle(worker);
 }

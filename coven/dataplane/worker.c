@@ -139,6 +139,7 @@ void coven_worker_free(struct coven_worker *worker)
     coven_segment_unmap(&worker->stats_segment);
     free(worker->track);
     free(worker->urgent);
+    free(worker->given_print);
     free(worker);
 }
 
@@ -322,7 +323,11 @@ int coven_worker_ready(struct coven_worker *worker, char *why, size_t why_bytes)
     if (error)
         return error;
     coven_replica_mark_given(worker);
+    worker->given_print = calloc(worker->plan->n_buffers, sizeof(worker->given_print[0]));
+    if (!worker->given_print)
+        return -ENOMEM;
     coven_recovery_sweep(worker);
+    coven_poison_age(worker);
     error = coven_replica_rebuild(worker);
     for (uint16_t c = 0; c < worker->plan->n_components && !error; c++)
         error = coven_fused_start(worker, c, why, why_bytes);

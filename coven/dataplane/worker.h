@@ -26,6 +26,7 @@
 #include "control.h"
 #include "flow.h"
 #include "ledger.h"
+#include "poison.h"
 #include "port.h"
 #include "ring.h"
 #include "runtime.h"
@@ -190,14 +191,24 @@ struct coven_recovery {
     uint32_t component; /* fused component it died in + 1; 0: none */
 };
 
+/* What a packet was like when it was given to a component with suspects. */
+struct coven_given_print {
+    uint64_t fingerprint;
+    uint32_t component; /* index + 1 */
+};
+
 struct coven_worker {
     const struct coven_plan *plan;
     struct coven_book book;
     struct coven_stats *stats;
     uint8_t *pool; /* buffer 0 */
     struct coven_flow_table *flows;
-    struct coven_track *track; /* by handle */
-    bool *urgent;              /* by handle: has priority; NULL: the plan gives none to any */
+    struct coven_track *track;             /* by handle */
+    struct coven_given_print *given_print; /* by handle */
+    uint64_t poisoned;                     /* a bit for each component that has suspects or poison packets */
+    uint8_t alone;                         /* COVEN_ALONE while a suspect is given */
+    bool is_blamed;                        /* the worker before died of its own code */
+    bool *urgent;                          /* by handle: has priority; NULL: the plan gives none to any */
     struct coven_port_link port[COVEN_MAX_PORTS];
     struct coven_component_link component[COVEN_MAX_COMPONENTS];
     struct coven_replica_link replica[COVEN_MAX_REPLICAS];

@@ -13,6 +13,7 @@ from coven.supervisor import memory
 from coven.supervisor.component import Replica
 from coven.supervisor.context import Context
 from coven.supervisor.lane import Lane, code_name
+from coven.supervisor.poison import Captures
 from coven.supervisor.ports import PortSet
 from coven.supervisor.program import Program
 from coven.supervisor.worker import OUTPUT_LINES, Worker
@@ -102,6 +103,7 @@ class Instance:
         """Let go of all segments."""
         for lane in self.lanes:
             lane.free_memory()
+        Captures(self._context.settings, self.id).remove()
 
     # ---- build ----------------------------------------------------------------------------------
 
@@ -182,6 +184,34 @@ class Instance:
         for replica in self.replicas:
             restarts[replica.plan.name] = restarts.get(replica.plan.name, 0) + replica.restarts
         return metrics.snapshot(self.plan, numbers, restarts)
+
+    def poison(self, name: str) -> list[dict[str, Any]]:
+        """Give the poison packets of a component. Raises CovenError component.not-found."""
+        index = self.component(name)[0]
+        found: dict[str, dict[str, Any]] = {}
+        captures = Captures(self._context.settings, self.id)
+        for packet in (packet for lane in self.lanes for packet in lane.poison() if packet.component == index):
+            path = captures.path(name, packet.fingerprint)
+            row = found.setdefault(
+                packet.fingerprint,
+                {"fingerprint": packet.fingerprint, "bytes": packet.length, "received": packet.received_ns / 1e9,
+                 "deaths": 0, "dropped": 0, "capture": str(path) if path.exists() else None},
+            )  # fmt: skip
+            row["deaths"] += packet.deaths
+            row["dropped"] += packet.dropped
+        return list(found.values())
+
+    async def clear_poison(self, name: str) -> None:
+        """Forget the poison packets of a component and remove their captures. Raises CovenError."""
+        index = self.component(name)[0]
+        for lane in self.lanes:
+            await lane.clear_poison(index)
+        Captures(self._context.settings, self.id).remove(name)
+
+    def capture(self, name: str, fingerprint: str) -> bytes:
+        """Give the capture of a poison packet. Raises CovenError."""
+        self.component(name)
+        return Captures(self._context.settings, self.id).read(name, fingerprint)
 
     def metrics(self) -> dict[str, Any]:
         """Give the metrics that the components declare."""

@@ -7,6 +7,7 @@ touches the flows of its lane only.
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from coven.supervisor.component import Home, Replica
 from coven.supervisor.context import Context
 from coven.supervisor.cores import component_cores
 from coven.supervisor.fused import guilty
+from coven.supervisor.poison import Captures, Poison, marked
 from coven.supervisor.worker import Feed, Worker
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from coven.dataplane.layout import Layout
     from coven.forwarder.instance_plan import ComponentPlan, InstancePlan
     from coven.supervisor.ports import PortSet
+
+log = logging.getLogger(__name__)
 
 # Kinds of segments, enum coven_segment_kind of abi.h.
 PLAN, POOL, REPLICA, STATE, LEDGER, STATS = range(1, 7)
@@ -76,6 +80,7 @@ class Lane:
             replicas=lambda: self.replicas,
             guilty=self._guilty,
             components=len(plan.components),
+            marked=self._save_poison,
             component=lambda component: plan.components[component].name,
             name=self.name,
             changed=changed,
@@ -168,6 +173,32 @@ class Lane:
         ledger = self._context.keeper.get(self.name("ledger"))
         found = guilty(ledger[0]) if ledger else None
         return found if found is not None and found < len(self._plan.components) else None
+
+    def poison(self) -> list[Poison]:
+        """Give the poison packets of this lane's components."""
+        ledger = self._context.keeper.get(self.name("ledger"))
+        return [one for one in marked(ledger[0]) if one.component < len(self._plan.components)] if ledger else []
+
+    def _save_poison(self) -> None:
+        """Keep a capture of each poison packet that is new, and tell it."""
+        captures = Captures(self._context.settings, self._plan.instance)
+        for packet in self.poison():
+            name = self._plan.components[packet.component].name
+            try:
+                path = captures.save(name, packet)
+            except OSError as error:
+                log.warning("instance=%s poison packet of %s is not saved: %s", self._plan.instance, name, error)
+                continue
+            if path is not None:
+                self._context.emit(
+                    "poison-packet", self._plan.instance, f"component {name}",
+                    fingerprint=packet.fingerprint, bytes=packet.length, capture=str(path),
+                )  # fmt: skip
+
+    async def clear_poison(self, component: int) -> None:
+        """Let such packets come to a component again."""
+        if self.worker.state in ("ready", "running"):
+            await self.worker.request(control.POISON_CLEAR, index=component)
 
     async def _attach(self, replica: Replica) -> None:
         await self.worker.attach(replica)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ def handlers(platform: Platform) -> dict[str, Handler]:
         "flow-export": requests.flow_export,
         "flow-import": requests.flow_import,
         "logs": requests.logs,
+        "poison": requests.poison,
         "reexec": requests.reexec,
         "shutdown": requests.shutdown,
     }
@@ -186,6 +188,16 @@ class Requests:
         if replica >= len(replicas):
             raise CovenError("component.not-found", f"there is no replica {replica}")
         return {"lines": replicas[replica].log.lines(lines)}
+
+    async def poison(self, request: dict[str, Any]) -> dict[str, Any]:
+        """List the poison packets of a component, give the capture of one, or forget them all."""
+        instance = self._platform.instance(text(request, "instance"))
+        component, fingerprint = text(request, "component"), text(request, "fingerprint", "")
+        if request.get("clear") is True:
+            await instance.clear_poison(component)
+        elif fingerprint:
+            return {"capture": base64.b64encode(instance.capture(component, fingerprint)).decode("ascii")}
+        return {"packets": instance.poison(component)}
 
     async def reexec(self, request: dict[str, Any]) -> dict[str, Any]:
         """Replace this program by the installed one, once the answer is on its way."""

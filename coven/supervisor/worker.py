@@ -19,6 +19,7 @@ from coven.supervisor.backoff import BackOff
 from coven.supervisor.context import Context
 from coven.supervisor.control import WorkerControl, WorkerGone, WorkerSilent
 from coven.supervisor.fused import FusedComponents
+from coven.supervisor.health import is_own_fault
 from coven.supervisor.logs import LogTail
 from coven.supervisor.process import Process, exit_text
 from coven.supervisor.violations import Violations
@@ -50,6 +51,7 @@ class Feed:
     components: int
     component: Callable[[int], str]  # its name
     name: Callable[[str], str]  # of what this worker has in the keeper
+    marked: Callable[[], None]  # poison packets may have been marked
     changed: Callable[[], None]
 
 
@@ -77,6 +79,7 @@ class Worker:
         self._looking: asyncio.TimerHandle | None = None
         self._wanted = False
         self._run = False
+        self._is_blamed = False  # the last process died of its own code
         self._held_back = False
         self._holding: asyncio.Task[None] | None = None
 
@@ -208,6 +211,7 @@ class Worker:
                 return
             try:
                 await self.request(control.DETACH, index=replica.number, args=(int(crashed), int(replica.is_to_blame)))
+                self._feed.marked()
             except CovenError as error:
                 log.warning("instance=%s detach of %s: %s", self._instance, replica.part, error.message)
 
@@ -325,7 +329,8 @@ class Worker:
         for index, fd, start in self._feed.code():
             if index not in self.fused.parked:
                 await channel.request(control.CODE, index, payload=start, fds=(fd,))
-        answer = await channel.request(control.READY, timeout=READY_TIMEOUT)
+        answer = await channel.request(control.READY, args=(int(self._is_blamed),), timeout=READY_TIMEOUT)
+        self._is_blamed = False
         self.recovered = answer.payload.split(b"\0")[0].decode("utf-8", "replace")
         async with self._changing:
             self._attached = {}
@@ -335,6 +340,7 @@ class Worker:
         self._context.save()
         pid = self.process.pid if self.process else None
         self._context.emit("worker-ready", self._instance, self.part, pid=pid, recovered=self.recovered)
+        self._feed.marked()
         self._feed.changed()
 
     async def _attach(self, replica: Replica) -> None:
@@ -371,6 +377,7 @@ class Worker:
         if process is None:
             return
         self.last_exit = process.last_exit
+        self._is_blamed = is_own_fault(process.status)
         if process.exited_with(HUNG_STATUS):
             self.last_exit = "hung: a fused component did not return"
         if process.status is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ import ctypes, os, time
 from coven.component import Component
 
 class Magic(Component):
-    def process_packet(self, packet, state):
+    def process_packet(self, packet):
         if bytes(packet.data[16:18]) == b"\\x02\\x9a":
             %s
 """
@@ -133,3 +134,48 @@ def test_a_stopped_worker_is_replaced(platform: PlatformUnderTest) -> None:
     os.kill(pid, signal.SIGSTOP)
     platform.wait_worker("fw-1", other_than=pid)
     wait_tx(platform, counters(platform)["accounting"]["tx"] + 100)
+
+
+# ---- poison packets --------------------------------------------------------------------------------
+
+CRASHES = {"c": C % "abort();", "python": PY % "os.abort()"}
+POISON = frame(666)
+
+
+def hundred() -> list[bytes]:
+    """A hundred times the packet that kills, among others of which no two are alike."""
+    return [one for i in range(100) for one in (frame(1000 + 2 * i), POISON, frame(1001 + 2 * i))]
+
+
+@pytest.mark.parametrize("language", ["c", "python"])
+@pytest.mark.parametrize("isolation", ["copy", "shared", "fused"])
+@pytest.mark.parametrize("how", ["crash", "hang"])
+def test_a_poison_packet_kills_twice(how: str, isolation: str, language: str, platform: PlatformUnderTest) -> None:
+    if isolation == "fused" and language == "python":
+        pytest.skip("Python cannot be fused")
+    source = (CRASHES if how == "crash" else HANGS)[language]
+    entry = {"c": "magic/magic.c", "python": "magic/magic.py"}[language]
+    root = platform.package("demo", {entry: source})
+    more = {"isolation": isolation, "isolation_asked": isolation, "on_failure": "stop", "ring_size": 64, "copy_buffers": 64}
+    client = deploy(platform, plans.component("magic", root, language, **more), hundred())
+    told = client.wait_event(lambda e: e["type"] == "poison-packet")
+    assert (told["part"], told["bytes"]) == ("component magic", len(POISON))
+    saved = Path(told["capture"])
+    assert saved.read_bytes()[40:] == POISON
+    assert saved.stat().st_mode & 0o777 == 0o640
+    platform.wait_for(
+        lambda: (counters(platform)["accounting"]["rx"], counters(platform)["accounting"]["held"]) == (N, 0),
+        "not all went through",
+    )
+    found = drops(platform)
+    (row,) = platform.request("poison", instance="fw-1", component="magic")["packets"]
+    assert row["deaths"] == 2
+    assert row["dropped"] == found["poison-packet"] > 0
+    assert counters(platform)["accounting"]["tx"] == N - sum(found.values())
+    assert platform.instance("fw-1")["health"] == "ok"
+    assert not [e for e in client.events if e["type"] in ("component-parked", "worker-parked")]
+    given = platform.request("poison", instance="fw-1", component="magic", fingerprint=row["fingerprint"])
+    assert base64.b64decode(given["capture"]) == saved.read_bytes()
+    assert platform.request("poison", instance="fw-1", component="magic", clear=True)["packets"] == []
+    assert not saved.exists()
+    client.close()
