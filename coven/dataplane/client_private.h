@@ -38,12 +38,13 @@ struct coven_client {
     struct coven_meta_ext *out_ext;
     int doorbell_fd, worker_fd, agent_fd;
     /* positions */
-    uint32_t in_head;  /* entries of the in-ring that are finished */
-    uint32_t out_next; /* where the next entry is staged; the ring's tail lags behind it */
-    uint32_t shown;    /* the ring's tail */
-    uint32_t in_tail;  /* of the in-ring, as last seen */
-    uint32_t out_head; /* of the out-ring, as last seen */
-    uint32_t waits;    /* calls of coven_client_wait() */
+    uint32_t in_head;          /* entries of the in-ring that are finished */
+    uint32_t out_next;         /* where the next entry is staged; the ring's tail lags behind it */
+    uint32_t shown;            /* the ring's tail */
+    uint32_t in_tail;          /* of the in-ring, as last seen */
+    uint32_t out_head;         /* of the out-ring, as last seen */
+    uint32_t waits;            /* calls of coven_client_wait() */
+    uint64_t crowded_until_ns; /* until then yielding the core is to lose it for long */
     /* the burst */
     struct coven_client_burst burst;
     struct coven_state_burst state;

@@ -6,15 +6,40 @@
 #include <errno.h>
 #include <poll.h>
 #include <sched.h>
+#include <time.h>
 #include <unistd.h>
 
-#define YIELDS 64       /* before sleeping */
-#define FULL_WAIT_MS 1  /* nobody rings when the out-ring gets room again */
-#define AGENT_EVERY 32u /* waits that end at once, between two looks at the agent: each is a system call */
+#define YIELDS 64                   /* before sleeping */
+#define CROWDED_NS 1000000ull       /* a yield that took longer gave the core to somebody with work of his own */
+#define CROWDED_FOR_NS 100000000ull /* then it sleeps at once: who is woken gets the core sooner than who yielded it */
+#define FULL_WAIT_MS 1              /* nobody rings when the out-ring gets room again */
+#define AGENT_EVERY 32u             /* waits that end at once, between two looks at the agent: each is a system call */
 
 static bool has_entries(const struct coven_client *client)
 {
     return __atomic_load_n(&client->replica->in.tail, __ATOMIC_ACQUIRE) != client->in_head;
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Let others of this core run. False: there is one who does not give it back soon. */
+static bool yield_core(struct coven_client *client)
+{
+    uint64_t before = now_ns(), after;
+
+    if (before < client->crowded_until_ns)
+        return false;
+    sched_yield();
+    after = now_ns();
+    if (after - before > CROWDED_NS)
+        client->crowded_until_ns = after + CROWDED_FOR_NS;
+    return true;
 }
 
 static int agent_ready(struct coven_client *client)
@@ -54,7 +79,8 @@ int coven_client_wait(struct coven_client *client, int timeout_ms)
     for (int i = 0; i < YIELDS && timeout_ms != 0; i++) {
         if (has_entries(client) && coven_client_out_room(client, 1) != 0)
             return COVEN_WOKE_PACKETS | (++client->waits % AGENT_EVERY == 0 ? agent_ready(client) : 0);
-        sched_yield();
+        if (!yield_core(client))
+            break;
     }
     if (has_entries(client)) {
         /* The worker has not taken what was published. It rings for new entries, not for room. */
