@@ -247,6 +247,75 @@ static void hang(struct coven_component *self, struct coven_packet *pkt, void *f
 COVEN_COMPONENT(.process_pkt = hang, .allocate_new_fs = allocate);
 """
 
+# Starts processes and takes memory without end, in children, so that it is them whom the limits meet.
+SWELLS = """
+static void swell(void)
+{
+    for (size_t bytes = 1 << 20;; poll(NULL, 0, 1)) {
+        char *more = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+        if (more != MAP_FAILED)
+            memset(more, 1, bytes);
+    }
+}
+static void multiply(void)
+{
+    for (;; poll(NULL, 0, 1))
+        if (fork() == 0)
+            setsid();
+}
+static int init(struct coven_component *self)
+{
+    (void)self;
+    if (fork() == 0)
+        swell();
+    if (fork() == 0)
+        multiply();
+    return 0;
+}
+COVEN_COMPONENT(.process_pkt = process, .allocate_new_fs = allocate, .init = init);
+"""
+
+# Keeps every packet, and tries to read what is of others: their files, environment, memory.
+SNOOPS_PY = """
+class Snoops(Component):
+    def __init__(self, *arguments, **more):
+        super().__init__(*arguments, **more)
+        self.kept = []
+        places = ["/var/lib/coven", "/run/coven", "/root", "/home", "/etc/shadow", "/proc/1/environ", "/proc/1/root", "/dev/mem"]
+        places += [f"/proc/{pid}/{what}" for pid in os.listdir("/proc") if pid.isdigit() and int(pid) != os.getpid()
+                   for what in ("mem", "environ", "maps", "fd/3")]
+        for place in places:
+            try:
+                os.listdir(place) if os.path.isdir(place) else open(place, "rb").close()
+                print("could read", place, flush=True)
+            except OSError:
+                pass
+
+    def process_burst(self, burst):
+        for packet in burst:
+            self.kept.append(packet.hold())
+"""
+
+# The same as SCRIBBLES: random bytes over all that it has, from Python.
+SCRIBBLES_PY = """
+import mmap, random
+
+class Scribbles(Component):
+    def process_burst(self, burst):
+        if not hasattr(self, "memory"):
+            self.memory = [mmap.mmap(fd, os.fstat(fd).st_size) for fd in (4, 5)]
+            threading.Thread(target=self.scribble, daemon=True).start()
+
+    def scribble(self):
+        chance = random.Random(1)
+        while True:
+            for memory in self.memory:
+                for _ in range(256):
+                    memory[chance.randrange(chance.choice((4096, len(memory))))] = chance.randrange(256)
+            time.sleep(0.001)
+"""
+
 ATTACKS = {"scribbles": SCRIBBLES, "resizes": RESIZES, "talks": TALKS, "closes": CLOSES, "clings": CLINGS}
 
 
@@ -256,6 +325,29 @@ def platform(tmp_path: Path) -> Iterator[PlatformUnderTest]:
     with under_test:
         yield under_test
     assert under_test.leftovers() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for limits")
+def test_swelling_ends_at_its_limits(platform: PlatformUnderTest) -> None:
+    if "cgroup" in " ".join(platform.request("hello")["degraded"]):
+        pytest.skip("no control groups here")
+    platform.deploy(two_paths(platform, SWELLS, "copy", limits={"memory_bytes": 64 << 20, "cpu": 0.2, "pids": 16}))
+    worker = platform.instance(INSTANCE)["workers"][0]["pid"]
+    group = Path(platform.instance(INSTANCE)["components"][0]["replicas"][0]["cgroup"])
+    moves_on(platform, packets=2000)
+    assert len((group / "cgroup.procs").read_text().split()) <= 16
+    stays_whole(platform, worker)
+
+
+@pytest.mark.parametrize("source", [SNOOPS_PY, SCRIBBLES_PY], ids=["snoops", "scribbles"])
+def test_what_python_does_harms_nobody_else(platform: PlatformUnderTest, source: str) -> None:
+    platform.deploy(two_paths(platform, source, "copy", "python", hold={"packets": 64, "ms": 20}))
+    worker = platform.instance(INSTANCE)["workers"][0]["pid"]
+    after = moves_on(platform, packets=1000)["ports"]
+    assert after["wan-b"]["tx_pkts"] >= 0.9 * after["lan-b"]["rx_pkts"]
+    log = platform.request("logs", instance=INSTANCE, component="hostile", lines=100)["lines"]
+    assert not [line for line in log if "could read" in line["text"]]
+    stays_whole(platform, worker)
 
 
 def test_doorbells_that_are_full_and_wait(platform: PlatformUnderTest) -> None:

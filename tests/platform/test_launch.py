@@ -306,6 +306,30 @@ def test_it_works_inside_a_chroot_that_is_no_mount_point(tmp_path: Path) -> None
 
 
 @needs_root
+def test_a_bind_below_an_absolute_link_stays_inside(tmp_path: Path) -> None:
+    """A host whose /libx32 is a link to /srv/real: what is bound below it must not end up in the host's folder."""
+    if Path("/libx32").exists():
+        pytest.skip("this host has a /libx32 of its own")
+    jail, data = tmp_path / "jail", tmp_path / "jail" / "srv" / "real" / "data"
+    for folder in ("usr", "etc", "proc", "dev", "tmp", "run", "srv/real/data"):
+        (jail / folder).mkdir(parents=True)
+    (data / "file").write_text("inside")
+    for link in ("bin", "sbin", "lib", "lib32", "lib64"):
+        if Path(f"/{link}").is_symlink():
+            (jail / link).symlink_to(Path(f"/{link}").readlink())
+    (jail / "libx32").symlink_to("/srv/real")
+    (jail / "launch").write_bytes(Path(LAUNCH).read_bytes())
+    (jail / "launch").chmod(0o755)
+    mounts = "".join(f"mount --rbind /{name} {jail}/{name} && " for name in ("usr", "etc", "proc", "dev"))
+    inner = "/launch --root --bind-ro /libx32/data --fd 1=1 --fd 2=2 -- /bin/sh -c 'cat /libx32/data/file /srv/real/data/file'"
+    done = subprocess.run(
+        ["unshare", "-m", "--propagation", "private", "sh", "-c", f"{mounts} exec chroot {jail} {inner}"],
+        capture_output=True, text=True, check=False, timeout=30,
+    )  # fmt: skip
+    assert done.stdout == "insideinside", done.stdout + done.stderr
+
+
+@needs_root
 def test_namespaces_of_its_own() -> None:
     own = {kind: str(Path(f"/proc/self/ns/{kind}").readlink()) for kind in ("net", "ipc", "mnt")}
     script = "readlink /proc/self/ns/net /proc/self/ns/ipc /proc/self/ns/mnt; cat /proc/net/dev"

@@ -15,6 +15,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#define MAX_LINKS 8
+
 static const char *const system_folders[] = {"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc"};
 static const char *const devices[] = {"/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"};
 
@@ -27,8 +29,27 @@ static int open_inside(int stage, const char *path, uint64_t flags)
     return (int)syscall(SYS_openat2, stage, path, &how, sizeof(how));
 }
 
-/* Give the folder that `path` lies in, made as far as it is not there; *name becomes the last part of the path. */
-static int open_parent(int stage, const char *path, const char **name)
+static int open_parent(int stage, const char *path, const char **name, unsigned depth);
+
+/* A link that leads to what is not there yet: make that. in: the path of the folder that the link is in. */
+static void make_target(int stage, int folder, const char *in, const char *link, unsigned depth)
+{
+    char target[512], path[4096];
+    const char *unused;
+    ssize_t n = readlinkat(folder, link, target, sizeof(target));
+    int written;
+
+    if (n < 0 || (size_t)n == sizeof(target) || depth == MAX_LINKS)
+        launch_die(n < 0 ? errno : ELOOP, "private root: %s/%s", in, link);
+    written = snprintf(path, sizeof(path), "%s/%.*s/", target[0] == '/' ? "" : in, (int)n, target);
+    if (written < 0 || (size_t)written >= sizeof(path))
+        launch_die(ENAMETOOLONG, "private root: %s/%s", in, link);
+    close(open_parent(stage, path, &unused, depth + 1));
+}
+
+/* Give the folder that `path` lies in, made as far as it is not there; *name becomes the last part of the path. depth:
+ * links that led here. */
+static int open_parent(int stage, const char *path, const char **name, unsigned depth)
 {
     char prefix[4096];
     int folder = open_inside(stage, "/", O_PATH | O_DIRECTORY);
@@ -38,13 +59,21 @@ static int open_parent(int stage, const char *path, const char **name)
         char part[256];
         int next;
 
+        if (slash == begin) /* two slashes */
+            continue;
         if ((size_t)(slash - path) >= sizeof(prefix) || (size_t)(slash - begin) >= sizeof(part))
             launch_die(ENAMETOOLONG, "private root: %s", path);
         snprintf(prefix, sizeof(prefix), "%.*s", (int)(slash - path), path);
         snprintf(part, sizeof(part), "%.*s", (int)(slash - begin), begin);
         next = open_inside(stage, prefix, O_PATH | O_DIRECTORY);
-        if (next < 0 && errno == ENOENT && !mkdirat(folder, part, 0755))
+        if (next < 0 && errno == ENOENT) {
+            if (mkdirat(folder, part, 0755) < 0 && errno == EEXIST) {
+                snprintf(prefix, sizeof(prefix), "%.*s", (int)(begin - 1 - path), path);
+                make_target(stage, folder, prefix, part, depth);
+                snprintf(prefix, sizeof(prefix), "%.*s", (int)(slash - path), path);
+            }
             next = open_inside(stage, prefix, O_PATH | O_DIRECTORY);
+        }
         if (next < 0)
             launch_die(errno, "private root: %s", prefix);
         close(folder);
@@ -95,7 +124,7 @@ static void copy_tree(struct bind *bind)
 static void attach_tree(int stage, const struct bind *bind)
 {
     const char *name;
-    int parent = open_parent(stage, bind->path, &name), place;
+    int parent = open_parent(stage, bind->path, &name, 0), place;
 
     if (bind->tree < 0) {
         if (symlinkat(bind->link, parent, name) < 0 && errno != EEXIST)
