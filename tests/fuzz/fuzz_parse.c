@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "parse.h"
+#include "priority.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

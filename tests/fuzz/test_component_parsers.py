@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from coven.dataplane.build import HERE
 from coven.flows import FlowName
 from tests.fuzz import corpus
 from tests.fuzz.target import has_time, needs_clang, run
@@ -37,7 +38,15 @@ def exported() -> list[bytes]:
     return [b"\1" + heads[0], b"\1" + heads[1] + state, b"\1" + heads[2] + state + state, b"\0" + heads[1] + state]
 
 
+def turns() -> list[bytes]:
+    """Give steps of a component that does what it should, in each isolation, with and without flow state."""
+    turn = b"\0\0\0\0" + b"\4\20\0\0" + b"\4\20\1\0" + b"\6\0\0\0"
+    return [bytes((options,)) + turn * 4 + b"\7\377\3\0" + turn for options in (0, 1, 4, 5)]
+
+
+CORE = [path.name for path in HERE.glob("*.c") if path.name != "_core.c"]
 TARGETS = {
+    "fuzz_replica": (sorted(CORE), turns, 512),
     "fuzz_flow_import": ([*builds.FLOW_PARTS, "flow_export.c", "state.c", "segment.c"], exported, 1024),
     "fuzz_flow": (builds.FLOW_PARTS, flows, 4096),
     "fuzz_ea": (["ea.c", "declaration.c"], messages, 4096),

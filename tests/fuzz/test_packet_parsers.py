@@ -10,7 +10,7 @@ from tests.fuzz import corpus
 from tests.fuzz.target import has_time, needs_clang, run
 
 TARGETS = {
-    "fuzz_parse": (["parse.c"], corpus.packets, 2048),
+    "fuzz_parse": (["parse.c", "priority.c"], corpus.packets, 2048),
     "fuzz_offload": (["offload.c", "parse.c"], corpus.super_frames, 70000),
     "fuzz_capture": (["capture.c", "port_pcap.c", "port_rx.c", "priority.c", "offload.c", "parse.c"], corpus.captures, 4096),
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import mmap
 import os
 import struct
 from typing import Any
 
+import cffi
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from coven.dataplane.core import ffi, lib, sizeof
 from coven.dataplane.layout import drop_reasons
 from coven.errors import CovenError
 from coven.flows import FlowFilter, FlowName
+from tests.lib import builds
 from tests.unit.test_flow import TCP, UDP, Table, datagram
 
 MOVED = next(i for i, reason in enumerate(drop_reasons()) if reason.label == "flow-moved") + 1
@@ -25,10 +28,17 @@ BYTES = 24
 class Kept:
     """A table with the flow state of one component beside it."""
 
-    def __init__(self, capacity: int = 64, component: bytes = b"counter", version: int = 1, size: int = BYTES) -> None:
+    def __init__(
+        self, capacity: int = 64, component: bytes = b"counter", version: int = 1, size: int = BYTES, memory: Any = None
+    ) -> None:
         self.table = Table(capacity)
         slot = lib.coven_state_slot_bytes(size)
-        self.memory = ffi.new("uint8_t[]", 4096 + capacity * slot)
+        if memory is None:
+            self.memory = ffi.new("uint8_t[]", 4096 + capacity * slot)
+        else:  # shared with children
+            self.memory = ffi.from_buffer("uint8_t[]", memory)
+            self.table.table = ffi.cast("struct coven_flow_table *", self.memory + 4096 + capacity * slot)
+            lib.coven_flow_table_init(self.table.table, self.table.config)
         self.view = ffi.new("struct coven_state_view *")
         self.view.base, self.view.slots_offset, self.view.n_slots = self.memory, 4096, capacity
         self.view.slot_bytes, self.view.half_bytes, self.view.version = slot, lib.coven_state_half_bytes(size), version
@@ -45,7 +55,9 @@ class Kept:
         return int(half[0])
 
     def export(self, name: str) -> bytes:
-        flow = lib.coven_flow_by_name(self.table.table, ffi.from_buffer("struct coven_flow_name *", FlowName.parse(name).pack()))
+        flow = lib.coven_flow_by_name(
+            self.table.table, ffi.from_buffer("struct coven_flow_name *", FlowName.parse(name).pack())
+        )
         assert flow != lib.COVEN_NO_FLOW
         blob = ffi.new("uint8_t[]", 4096)
         size = lib.coven_flow_export(self.table.table, flow, self.keepers, 1, blob, 4096)
@@ -59,6 +71,14 @@ class Kept:
 
     def set_moved(self, flow: int, moved: bool) -> None:
         lib.coven_flow_set_moved(self.table.table, flow, moved)
+
+    def moved(self) -> list[tuple[str, bool]]:
+        """Give names, and whether each was moved."""
+        following, records = ffi.new("uint32_t *"), ffi.new("struct coven_flow_record[]", 512)
+        given = ffi.from_buffer("struct coven_flow_filter *", FlowFilter().pack())
+        n = lib.coven_flow_list(self.table.table, given, 9, following, records, 512)
+        found = [FlowName.unpack(bytes(ffi.buffer(records + i))[:44]) for i in range(n)]
+        return [(str(name), moved) for name, moved in found]
 
     def list(self, wanted: FlowFilter | None = None, most: int = 512) -> list[str]:
         following, found = ffi.new("uint32_t *"), []
@@ -165,7 +185,9 @@ def test_no_part_of_a_blob_can_be_changed_or_missing() -> None:
 def test_nonsense_with_a_right_sum_is_refused_or_fits(body: bytes) -> None:
     """Who makes a blob can make its sum."""
     there = Kept()
-    head = struct.pack("<QHHI", lib.COVEN_FLOW_BLOB_MAGIC, 1, 1, 80 + len(body)) + FlowName.parse(NAME).pack() + bytes(12)
+    head = (
+        struct.pack("<QHHI", lib.COVEN_FLOW_BLOB_MAGIC, 1, 1, 80 + len(body)) + FlowName.parse(NAME).pack() + bytes(12)
+    )
     seed = lib.coven_flow_hash((0, 0), head + bytes(8), 80)
     blob = head + struct.pack("<Q", lib.coven_flow_hash((seed, 0), body, len(body))) + body
     flow, _ = there.put(blob)
@@ -230,3 +252,60 @@ def test_anything_can_be_described_or_is_refused(blob: bytes) -> None:
             flows.describe(data)
         except CovenError as error:
             assert error.code == "flow.invalid"
+
+
+# ---- kills ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def faulty() -> tuple[Any, Any]:
+    """Table and state compiled with fault points, loaded beside the core."""
+    path = builds.shared_object([*builds.FLOW_PARTS, "flow_export.c", "state.c", "segment.c"], *builds.FAULTS)
+    own = cffi.FFI()
+    own.cdef(
+        "int64_t coven_flow_import(void *, const void *, uint32_t, const void *, size_t, uint64_t, char *, size_t);"
+    )
+    return own, own.dlopen(str(path))
+
+
+def import_until_killed(faulty: tuple[Any, Any], there: Kept, blob: bytes, fault: str) -> bool:
+    """Import in a child; whether it was killed on the way."""
+    own, code = faulty
+    pid = os.fork()
+    if pid == 0:
+        os.environ["COVEN_FAULT"] = fault
+        try:
+            why = own.new("char[]", 256)
+            table, keepers = (
+                own.cast("void *", int(ffi.cast("uintptr_t", there.table.table))),
+                own.cast("void *", int(ffi.cast("uintptr_t", there.keepers))),
+            )
+            code.coven_flow_import(table, keepers, 1, blob, len(blob), 5, why, 256)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
+
+
+# Before the entry is believed, and while the state is written: the second leaves the entry.
+@pytest.mark.parametrize(("fault", "left"), [("worker-flow-index:1", []), ("within-commit:1", [(NAME, True)])])
+def test_a_kill_leaves_no_flow_or_one_that_refuses_packets(
+    faulty: tuple[Any, Any], fault: str, left: list[tuple[str, bool]]
+) -> None:
+    here = Kept()
+    for _ in range(5):
+        here.count(datagram())
+    blob = here.export(NAME)
+    memory = mmap.mmap(-1, 1 << 20)
+    there = Kept(memory=memory)
+    assert import_until_killed(faulty, there, blob, fault)
+    there.table.recover()
+    assert there.moved() == left
+    assert there.put(blob)[0] >= 0  # again, now to its end
+    assert there.count(datagram()) == 6
+
+
+def test_a_table_without_kills_takes_the_flow(faulty: tuple[Any, Any]) -> None:
+    here, there = Kept(), Kept(memory=mmap.mmap(-1, 1 << 20))
+    here.count(datagram())
+    assert not import_until_killed(faulty, there, here.export(NAME), "worker-flow-index:2")
+    assert there.count(datagram()) == 2
