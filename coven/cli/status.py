@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import time
+from pathlib import Path
 from typing import Any
 
 from coven.cli.client import segment
@@ -32,6 +34,17 @@ def register(commands: Commands[argparse.ArgumentParser]) -> None:
     add_json(counters)
     counters.set_defaults(run=run_counters)
 
+    poison = commands.add_parser(
+        "poison",
+        help="packets that killed a component twice",
+        description="Show the packets that killed a component twice and are dropped since; save or forget them.",
+    )
+    poison.add_argument("instance", help="its id")
+    poison.add_argument("component", help="its name")
+    poison.add_argument("--save", metavar="DIR", help="write a capture of each there")
+    poison.add_argument("--clear", action="store_true", help="let such packets come to the component again")
+    add_json(poison)
+    poison.set_defaults(run=run_poison)
     logs = commands.add_parser(
         "logs",
         help="show the output of a component or the worker",
@@ -228,6 +241,23 @@ def run_logs(context: Context, arguments: argparse.Namespace) -> None:
         return
     for each in found["lines"]:
         line(f"{_clock(each['time'])}  {each['text']}")
+
+
+def run_poison(context: Context, arguments: argparse.Namespace) -> None:
+    """Show, save or forget the packets that killed a component twice."""
+    path = f"/v1/instances/{segment(arguments.instance)}/components/{segment(arguments.component)}/poison"
+    found = context.client.get(path)
+    if arguments.json:
+        as_json(found)
+    for packet in found["packets"]:
+        name = f"{arguments.component}-{packet['fingerprint']}.pcap"
+        if not arguments.json:
+            counts = f"{packet['bytes']} bytes  {packet['deaths']} deaths  {packet['dropped']} dropped"
+            line(f"{packet['fingerprint']}  {counts}")
+        if arguments.save and packet["pcap"]:
+            (Path(arguments.save) / name).write_bytes(base64.b64decode(packet["pcap"]))
+    if arguments.clear:
+        context.client.delete(path)
 
 
 def run_events(context: Context, arguments: argparse.Namespace) -> None:

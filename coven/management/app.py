@@ -154,6 +154,8 @@ class _Api:
         yield "POST", f"{one}/request", self.request
         yield "GET", f"{one}/logs", self.worker_logs
         yield "GET", f"{one}/components/<component>/logs", self.logs
+        yield "GET", f"{one}/components/<component>/poison", self.poison
+        yield "DELETE", f"{one}/components/<component>/poison", self.clear_poison
         yield "GET", "/v1/operations", self.list_operations
         yield "GET", "/v1/operations/<operation_id>", self.get_operation
 
@@ -288,6 +290,12 @@ class _Api:
         lines = _integer("lines", 100, 1, 1000)
         replica = _integer("replica", 0, 0, 127)
         return _json(self.platform.instances.logs(instance_id, component, lines, replica))
+
+    def poison(self, instance_id: str, component: str) -> Any:
+        return _json(self.platform.instances.poison(instance_id, component, clear=False))
+
+    def clear_poison(self, instance_id: str, component: str) -> Any:
+        return _json(self.platform.instances.poison(instance_id, component, clear=True))
 
     # ---- operations --------------------------------------------------------------------------------
 

@@ -173,6 +173,11 @@ class Instances:
         ask = self._supervisor.request
         return ask("logs", instance=instance_id, component=component, replica=replica, lines=lines)
 
+    def poison(self, instance_id: str, component: str, *, clear: bool) -> dict[str, Any]:
+        """Give the packets that killed a component twice, with their captures; `clear`: forget them first."""
+        _component(self.live(instance_id), component)
+        return self._supervisor.request("poison", instance=instance_id, component=component, clear=clear)
+
     # ---- ask ---------------------------------------------------------------------------------------
 
     def list_offers(self, instance_id: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -195,7 +196,8 @@ class Instance:
             row = found.setdefault(
                 packet.fingerprint,
                 {"fingerprint": packet.fingerprint, "bytes": packet.length, "received": packet.received_ns / 1e9,
-                 "deaths": 0, "dropped": 0, "capture": str(path) if path.exists() else None},
+                 "deaths": 0, "dropped": 0, "capture": str(path) if path.exists() else None,
+                 "pcap": base64.b64encode(path.read_bytes()).decode("ascii") if path.exists() else None},
             )  # fmt: skip
             row["deaths"] += packet.deaths
             row["dropped"] += packet.dropped
