@@ -105,6 +105,36 @@ def test_a_restart_ends_what_the_last_one_left(platform: PlatformUnderTest) -> N
     assert len({one(platform, "apart"), one(platform, "fused")} - set(left.values())) == 2
 
 
+def test_another_environment_does_not_help(platform: PlatformUnderTest) -> None:
+    """Its user namespace tells whose it is; there is none to be had without this."""
+    if "user namespaces" in " ".join(platform.request("hello")["degraded"]):
+        pytest.skip("no user namespaces here")
+    call = 'execl("/bin/sleep", "sleep", "1000", (char *)0)'
+    assert call in LEAVES_C
+    bare = LEAVES_C.replace(call, 'execle("/bin/sleep", "sleep", "1000", (char *)0, (char *[]){NULL})')
+    root = platform.package("demo", {"one/one.c": bare})
+    ports = [plans.gen_port("lan", 1), plans.gen_port("wan")]
+    platform.deploy(plans.chain("apart", root, [plans.component("one", root, "c")], ports))
+
+    def sleepers() -> set[int]:
+        assert platform.keeper is not None
+        found = set()
+        for pid in below(platform.keeper.pid):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text().strip() == "sleep" and is_running(pid):
+                    found.add(pid)
+        return found
+
+    before = platform.wait_for(sleepers, "it leaves nothing behind")
+    component = platform.replica("apart", "one")["pid"]
+    platform.kill(component)
+    platform.wait_ready("apart", "one", other_than=component)
+    assert not any(map(is_running, before))
+    platform.wait_for(sleepers, "its successor leaves nothing behind")
+    platform.execute("terminate", "apart", force=True)
+    assert not sleepers()
+
+
 def test_terminate_ends_what_was_left(platform: PlatformUnderTest) -> None:
     deploy(platform)
     left = {name: one(platform, name) for name in ("apart", "fused")}
