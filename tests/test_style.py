@@ -93,6 +93,15 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
     assert not missing, f"{page.relative_to(ROOT)}: {missing}"
 
 
+def test_a_decision_has_a_number_of_its_own() -> None:
+    pages = [page for page in PAGES if page.parent.name == "decisions"]
+    numbers = [page.name.partition("-")[0] for page in pages]
+    assert pages
+    assert len(set(numbers)) == len(numbers), f"two decisions with one number: {sorted(numbers)}"
+    for page, number in zip(pages, numbers, strict=True):
+        assert page.read_text(encoding="utf-8").startswith(f"# {number}: "), page.name
+
+
 def test_places_in_the_code_that_pages_name_exist() -> None:
     faults = []
     for page in PAGES:

@@ -63,6 +63,6 @@ def _name(action: argparse.Action) -> str:
 def _options(command: argparse.ArgumentParser) -> str:
     rows = []
     for action in _actions(command):
-        text = (action.help or "").replace("%(default)s", str(action.default))
+        text = (action.help or "").replace("%(default)s", str(action.default)).replace("%%", "%")
         rows.append(f"| `{_name(action)}`".replace(" | -", "`, `-") + f" | {text} |")
     return "| | |\n|---|---|\n" + "\n".join(rows) + "\n" if rows else ""

@@ -74,16 +74,10 @@ struct coven_client_burst *coven_client_burst(struct coven_client *client);
 struct coven_meta *coven_client_meta(struct coven_client *client, uint32_t i);
 /* The same for all entries of the burst, whose lines then come at the same time. */
 void coven_client_fetch(struct coven_client *client);
-/* Same verdict and output for every packet of the burst. */
-void coven_client_set_all(struct coven_client *client, uint8_t verdict, uint8_t output);
-/* The burst's verdicts and outputs from two arrays of n bytes. */
-void coven_client_set(struct coven_client *client, const uint8_t *verdicts, const uint8_t *outputs);
 /* Bytes at the packet's first byte, or NULL when entry i has no packet. */
 uint8_t *coven_client_data(struct coven_client *client, uint32_t i);
 /* Shadow half of entry i's flow, to be changed freely until finish; NULL when it has none. */
 void *coven_client_state(struct coven_client *client, uint32_t i);
-/* The same for the whole burst at once: fills burst->state and burst->fresh. Returns how many have state. */
-uint32_t coven_client_state_all(struct coven_client *client);
 /* The flow of entry i (COVEN_ENTRY_FLOW_REMOVED) ends: its current half, NULL when it has none. Finish frees
  * the slot of every such entry, whether this was called or not. */
 void *coven_client_state_ending(struct coven_client *client, uint32_t i);

@@ -128,22 +128,6 @@ struct coven_client_burst *coven_client_burst(struct coven_client *client)
     return &client->burst;
 }
 
-void coven_client_set_all(struct coven_client *client, uint8_t verdict, uint8_t output)
-{
-    for (uint32_t i = 0; i < client->burst.n; i++) {
-        client->burst.meta[i].verdict = verdict;
-        client->burst.meta[i].output = output;
-    }
-}
-
-void coven_client_set(struct coven_client *client, const uint8_t *verdicts, const uint8_t *outputs)
-{
-    for (uint32_t i = 0; i < client->burst.n; i++) {
-        client->burst.meta[i].verdict = verdicts[i];
-        client->burst.meta[i].output = outputs[i];
-    }
-}
-
 uint8_t *coven_client_data(struct coven_client *client, uint32_t i)
 {
     const struct coven_client_burst *burst = &client->burst;
@@ -168,15 +152,6 @@ void *coven_client_state(struct coven_client *client, uint32_t i)
     burst->fresh[i] = client->state.open[index].fresh;
     burst->state[i] = (uint64_t)(shadow - client->state_base);
     return shadow;
-}
-
-uint32_t coven_client_state_all(struct coven_client *client)
-{
-    uint32_t n = 0;
-
-    for (uint32_t i = 0; i < client->burst.n; i++)
-        n += coven_client_state(client, i) != NULL;
-    return n;
 }
 
 void *coven_client_state_ending(struct coven_client *client, uint32_t i)

@@ -235,11 +235,6 @@ void coven_runtime_stop(struct coven_runtime *runtime)
     free(runtime);
 }
 
-uint64_t coven_runtime_start_id(const struct coven_runtime *runtime)
-{
-    return runtime->declaration.id;
-}
-
 /* ---- data path ---------------------------------------------------------------------------------- */
 /* One packet with its flow's state. Returns the commit word to stage. */
 static uint32_t run_packet(struct coven_runtime *runtime, struct coven_packet *pkt)

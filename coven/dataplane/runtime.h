@@ -57,8 +57,6 @@ void coven_runtime_forget(struct coven_runtime *runtime, uint32_t handle);
 
 /* Whether the component must get its tick about every millisecond: it has one and holds packets. */
 bool coven_runtime_is_holding(const struct coven_runtime *runtime);
-/* Number of the `start` request, for the answer to it. */
-uint64_t coven_runtime_start_id(const struct coven_runtime *runtime);
 
 /* Answer one Extended Agent request (docs/internals.md section 5) except `start` and `stop`.
  * Returns bytes written to `answer`. */

@@ -17,7 +17,6 @@ log = logging.getLogger(__name__)
 SIOCETHTOOL = 0x8946
 ETHTOOL_GFLAGS, ETHTOOL_SFLAGS, ETHTOOL_GCHANNELS, ETHTOOL_SCHANNELS = 0x25, 0x26, 0x3C, 0x3D
 ETH_FLAG_RXVLAN, ETH_FLAG_LRO = 1 << 8, 1 << 15
-AF_INET_ADDRESS_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
