@@ -11,6 +11,7 @@ from typing import Any
 from coven.cli.client import segment
 from coven.cli.options import UNWELL, Commands, Context, add_json
 from coven.cli.show import as_json, duration, line, size, table
+from coven.errors import CovenError
 
 
 def register(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -45,6 +46,7 @@ def register(commands: Commands[argparse.ArgumentParser]) -> None:
     poison.add_argument("--clear", action="store_true", help="let such packets come to the component again")
     add_json(poison)
     poison.set_defaults(run=run_poison)
+
     logs = commands.add_parser(
         "logs",
         help="show the output of a component or the worker",
@@ -247,17 +249,28 @@ def run_poison(context: Context, arguments: argparse.Namespace) -> None:
     """Show, save or forget the packets that killed a component twice."""
     path = f"/v1/instances/{segment(arguments.instance)}/components/{segment(arguments.component)}/poison"
     found = context.client.get(path)
+    if arguments.save:
+        _save_captures(Path(arguments.save), arguments.component, found["packets"])
+    if arguments.clear:  # what could not be saved above is not forgotten
+        context.client.delete(path)
     if arguments.json:
         as_json(found)
+        return
     for packet in found["packets"]:
-        name = f"{arguments.component}-{packet['fingerprint']}.pcap"
-        if not arguments.json:
-            counts = f"{packet['bytes']} bytes  {packet['deaths']} deaths  {packet['dropped']} dropped"
-            line(f"{packet['fingerprint']}  {counts}")
-        if arguments.save and packet["pcap"]:
-            (Path(arguments.save) / name).write_bytes(base64.b64decode(packet["pcap"]))
-    if arguments.clear:
-        context.client.delete(path)
+        counts = f"{packet['bytes']} bytes  {packet['deaths']} deaths  {packet['dropped']} dropped"
+        line(f"{packet['fingerprint']}  {counts}{'  forgotten' if arguments.clear else ''}")
+    if not found["packets"]:
+        line(f"no packet is known to kill {arguments.component}")
+
+
+def _save_captures(folder: Path, component: str, packets: list[dict[str, Any]]) -> None:
+    for packet in packets:
+        path = folder / f"{component}-{packet['fingerprint']}.pcap"
+        try:
+            if packet["pcap"]:
+                path.write_bytes(base64.b64decode(packet["pcap"]))
+        except OSError as error:
+            raise CovenError("request.invalid", f"cannot write {path}: {error.strerror}") from error
 
 
 def run_events(context: Context, arguments: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from coven.supervisor.component import Home, Replica
 from coven.supervisor.context import Context
 from coven.supervisor.cores import component_cores
 from coven.supervisor.fused import guilty
-from coven.supervisor.poison import Captures, Poison, marked
+from coven.supervisor.poison import Captures, Poison, forget, marked
 from coven.supervisor.worker import Feed, Worker
 
 if TYPE_CHECKING:
@@ -196,9 +196,11 @@ class Lane:
                 )  # fmt: skip
 
     async def clear_poison(self, component: int) -> None:
-        """Let such packets come to a component again."""
-        if self.worker.state in ("ready", "running"):
+        """Let such packets come to a component again, also when there is no worker. Raises CovenError."""
+        if self.worker.process is not None and self.worker.process.alive:
             await self.worker.request(control.POISON_CLEAR, index=component)
+        elif ledger := self._context.keeper.get(self.name("ledger")):
+            forget(ledger[0], component)
 
     async def _attach(self, replica: Replica) -> None:
         await self.worker.attach(replica)

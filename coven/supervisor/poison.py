@@ -49,6 +49,19 @@ def marked(ledger: int) -> list[Poison]:
     ]  # fmt: skip
 
 
+def forget(ledger: int, component: int) -> None:
+    """Take poison packets and suspects of a component out of a ledger (descriptor) that no worker has."""
+    from coven.dataplane.core import ffi, lib, sizeof
+
+    raw = ffi.new("struct coven_poison *")
+    size, start = sizeof("coven_poison"), lib.coven_ledger_poison_offset()
+    ffi.memmove(raw, os.pread(ledger, size, start).ljust(size, b"\0"), size)
+    first, each = ffi.offsetof("struct coven_poison", "entry"), sizeof("coven_poison_entry")
+    for i, row in enumerate(raw.entry):
+        if row.component == component:
+            os.pwrite(ledger, bytes(8), start + first + i * each)  # the fingerprint: 0 is no entry
+
+
 class Captures:
     """The captures of one instance."""
 
