@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(unavailable()), reason=s
 TAGGED_ARP = ethernet(0x0806, bytes(28), VLAN)
 CONTROL = [ARP, BFD, TAGGED_ARP, BFD]
 FLOOD, ROUNDS, TAKEN = 250, 6, 32
+EACH = FLOOD + len(CONTROL)
 PRIORITY = ["arp", "bfd"]
 
 
@@ -81,7 +82,7 @@ def run(wire: Wire, priority: list[str], folder: Path) -> tuple[Counter[bool], i
         for number in range(1, ROUNDS + 1):
             for frame in [ORDINARY] * FLOOD + CONTROL:
                 wire.source.send(frame)
-            rig.wait(lambda s, sent=number * (FLOOD + len(CONTROL)): s.rx == sent)  # type: ignore[misc]
+            rig.wait(lambda s, n=number: s.rx == n * EACH)  # type: ignore[misc]
             stand_in.give(stand_in.take(TAKEN))
             came += TAKEN
             rig.wait(lambda s, came=came: s.tx == came)  # type: ignore[misc]
