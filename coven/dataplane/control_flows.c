@@ -33,13 +33,15 @@ static uint32_t keepers_of(const struct coven_worker *worker, struct coven_flow_
     return n;
 }
 
-/* Whether a component has packets of the flow in its hands or its rings: its state is not the last one yet. */
+/* Whether a component has packets of the flow in its hands or its rings: its state is not the last one yet. Between two
+ * turns the worker itself has none: what its owner word says to be the worker's is in a replica's queue. */
 static bool is_under_way(const struct coven_worker *worker, uint32_t flow)
 {
     for (uint32_t handle = 0; handle < worker->book.n_buffers; handle++) {
         uint32_t kind = coven_owner_kind(worker->book.owner[handle]);
 
-        if ((kind == COVEN_OWNER_FUSED || kind == COVEN_OWNER_REPLICA) && worker->book.meta[handle].flow == flow)
+        if ((kind == COVEN_OWNER_WORKER || kind == COVEN_OWNER_FUSED || kind == COVEN_OWNER_REPLICA) &&
+            worker->book.meta[handle].flow == flow)
             return true;
     }
     return false;
