@@ -292,15 +292,10 @@ static void take(struct coven_port *port, struct coven_rx *rx, const struct xdp_
         rx->returned[rx->n_returned++] = (uint32_t)handle;
         return;
     }
-    if (!coven_rx_admit(rx, port->pool_data + entry->addr, entry->len)) {
-        rx->returned[rx->n_returned++] = (uint32_t)handle;
-        return;
-    }
     if (rx->n_rules > 0)
         rx->urgent[rx->n] = rx->is_urgent;
     if (self->is_partial)
         coven_partial_complete(port->pool_data + entry->addr, entry->len);
-    rx->urgent[rx->n] = rx->is_urgent;
     rx->brought[rx->n] = (uint32_t)handle;
     rx->meta[rx->n].offset = (uint16_t)offset;
     rx->meta[rx->n].length = (uint16_t)entry->len;

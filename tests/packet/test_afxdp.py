@@ -330,14 +330,14 @@ def test_a_full_ring_is_missed_not_lost_silently(wire: Wire, tmp_path: Path) -> 
 def test_what_a_component_has_no_room_for_is_refused(wire: Wire, tmp_path: Path) -> None:
     """A component that takes nothing: what is too much is dropped at the port, and its buffers go round."""
     wire.quiet()
-    plan = wire.plan([played("asleep")])
+    plan = wire.plan([played("asleep", ring_size=128)])
     with Rig(plan, tmp_path) as rig, raw(wire.client, 0) as sender:
         rig.start()
         for number in range(6 * BUFFERS):
             sender.send(frame(number))
         taken = rig.wait(lambda s: arrived(wire, s))
         assert taken.drops.keys() == {("component asleep", "ring-full")}
-        assert 0 < taken.held == taken.rx - taken.dropped
+        assert taken.held == taken.rx - taken.dropped == 128, "nothing is refused while there is room"
         assert taken.free + taken.held + taken.nic == BUFFERS
         assert taken.nic <= 2 * LENT
 
