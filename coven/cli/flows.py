@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from coven.cli.client import segment
+from coven.cli.files import written
 from coven.cli.options import Commands, Context, add_json
 from coven.cli.show import as_json, line, table
 from coven.errors import CovenError
@@ -87,8 +88,9 @@ def run_list(context: Context, arguments: argparse.Namespace) -> None:
 def run_export(context: Context, arguments: argparse.Namespace) -> None:
     """Write a flow to a file."""
     body = {"flow": " ".join(arguments.flow), "move": arguments.move}
-    answer = context.client.post(f"/v1/instances/{segment(arguments.instance)}/flows/export", body)
-    arguments.output.write_bytes(base64.b64decode(answer.pop("blob")))
+    with written(arguments.output) as output:  # opened first: a flow that has moved is nowhere but in its file
+        answer = context.client.post(f"/v1/instances/{segment(arguments.instance)}/flows/export", body)
+        output.write(base64.b64decode(answer.pop("blob")))
     if arguments.json:
         as_json(answer)
         return
@@ -101,7 +103,11 @@ def run_import(context: Context, arguments: argparse.Namespace) -> None:
     try:
         blob = arguments.file.read_bytes()
     except OSError as error:
-        raise CovenError("request.invalid", f"cannot read {arguments.file}: {error.strerror}") from error
+        raise CovenError(
+            "request.invalid",
+            f"cannot read {arguments.file}: {error.strerror}",
+            hint="name the file that 'coven flows export' wrote",
+        ) from error
     body = {"blob": base64.b64encode(blob).decode("ascii"), "worker": arguments.worker}
     answer = context.client.post(f"/v1/instances/{segment(arguments.instance)}/flows/import", body)
     if arguments.json:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from coven.cli.client import segment
+from coven.cli.files import written
 from coven.cli.options import UNWELL, Commands, Context, add_json
 from coven.cli.show import as_json, duration, line, size, table
-from coven.errors import CovenError
 
 
 def register(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -46,7 +46,6 @@ def register(commands: Commands[argparse.ArgumentParser]) -> None:
     poison.add_argument("--clear", action="store_true", help="let such packets come to the component again")
     add_json(poison)
     poison.set_defaults(run=run_poison)
-
     logs = commands.add_parser(
         "logs",
         help="show the output of a component or the worker",
@@ -265,12 +264,9 @@ def run_poison(context: Context, arguments: argparse.Namespace) -> None:
 
 def _save_captures(folder: Path, component: str, packets: list[dict[str, Any]]) -> None:
     for packet in packets:
-        path = folder / f"{component}-{packet['fingerprint']}.pcap"
-        try:
-            if packet["pcap"]:
-                path.write_bytes(base64.b64decode(packet["pcap"]))
-        except OSError as error:
-            raise CovenError("request.invalid", f"cannot write {path}: {error.strerror}") from error
+        if packet["pcap"]:
+            with written(folder / f"{component}-{packet['fingerprint']}.pcap") as file:
+                file.write(base64.b64decode(packet["pcap"]))
 
 
 def run_events(context: Context, arguments: argparse.Namespace) -> None:

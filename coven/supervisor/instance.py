@@ -17,7 +17,7 @@ from coven.supervisor.lane import Lane, code_name
 from coven.supervisor.poison import Captures
 from coven.supervisor.ports import PortSet
 from coven.supervisor.program import Program
-from coven.supervisor.worker import OUTPUT_LINES, Worker
+from coven.supervisor.worker import Worker
 
 if TYPE_CHECKING:
     from coven.dataplane.layout import Layout
@@ -210,11 +210,6 @@ class Instance:
             await lane.clear_poison(index)
         Captures(self._context.settings, self.id).remove(name)
 
-    def capture(self, name: str, fingerprint: str) -> bytes:
-        """Give the capture of a poison packet. Raises CovenError."""
-        self.component(name)
-        return Captures(self._context.settings, self.id).read(name, fingerprint)
-
     def metrics(self) -> dict[str, Any]:
         """Give the metrics that the components declare."""
         from coven.supervisor import metrics
@@ -337,7 +332,7 @@ class Instance:
             "uid": None,
             "cgroup": None,
             "last_exit": worker.fused.parked[index] if parked else shown["last_exit"],
-            "last_output": worker.log.texts(OUTPUT_LINES) if parked else [],
+            "last_output": worker.output() if parked else [],
         }
 
     # ---- manifest -------------------------------------------------------------------------------

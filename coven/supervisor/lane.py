@@ -213,7 +213,7 @@ class Lane:
     def why_silent(self, index: int) -> CovenError | None:
         """Say why the fused component could not answer now; None when it could."""
         parked = index in self.worker.fused.parked
-        if self.worker.state in ("ready", "running") and not parked:
+        if self.worker.is_up and not parked:
             return None
         name = self._plan.components[index].name
         why = "parked" if parked else f"fused and {self.worker.part} is {self.worker.state}"
@@ -243,7 +243,7 @@ class Lane:
         stats, ledger = (self._context.keeper.get(self.name(part)) for part in ("stats", "ledger"))
         if not stats:
             return None
-        if self.worker.state in ("ready", "running"):
+        if self.worker.is_up:
             return metrics.from_worker((await self.worker.request(control.SNAPSHOT)).payload, stats[0])
         return metrics.from_memory(stats[0], ledger[0])
 

@@ -14,7 +14,6 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from coven.errors import CovenError
 from coven.supervisor.config import Settings
 
 MOST = 32
@@ -96,17 +95,6 @@ class Captures:
             self._give(fd)
             file.write(PCAP_HEAD + record + packet.data)
         return path
-
-    def read(self, component: str, fingerprint: str) -> bytes:
-        """Give a capture. Raises CovenError."""
-        if len(fingerprint) != 16 or set(fingerprint) - set("0123456789abcdef"):
-            raise CovenError("request.invalid", f"{fingerprint!r} is no fingerprint", hint="16 hexadecimal digits")
-        try:
-            return self.path(component, fingerprint).read_bytes()
-        except OSError as error:
-            raise CovenError(
-                "request.invalid", f"component {component} has no capture {fingerprint}", hint="list them first"
-            ) from error
 
     def remove(self, component: str | None = None) -> None:
         """Remove the captures of a component, or all."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -190,13 +189,11 @@ class Requests:
         return {"lines": replicas[replica].log.lines(lines)}
 
     async def poison(self, request: dict[str, Any]) -> dict[str, Any]:
-        """List the poison packets of a component, give the capture of one, or forget them all."""
+        """List the poison packets of a component with their captures, or forget them all."""
         instance = self._platform.instance(text(request, "instance"))
-        component, fingerprint = text(request, "component"), text(request, "fingerprint", "")
+        component = text(request, "component")
         if request.get("clear") is True:
             await instance.clear_poison(component)
-        elif fingerprint:
-            return {"capture": base64.b64encode(instance.capture(component, fingerprint)).decode("ascii")}
         return {"packets": instance.poison(component)}
 
     async def reexec(self, request: dict[str, Any]) -> dict[str, Any]:

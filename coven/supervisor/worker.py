@@ -6,21 +6,19 @@ import asyncio
 import logging
 import os
 import socket
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from coven.dataplane.core import Control, ffi, lib
+from coven.dataplane.core import Control, lib
 from coven.errors import CovenError, Where
 from coven.supervisor import cgroup, control, strays
-from coven.supervisor.backoff import BackOff
 from coven.supervisor.context import Context
 from coven.supervisor.control import WorkerControl, WorkerGone, WorkerSilent
 from coven.supervisor.fused import FusedComponents
 from coven.supervisor.health import is_own_fault
-from coven.supervisor.logs import LogTail
+from coven.supervisor.heartbeat import Heartbeat
+from coven.supervisor.life import Life
 from coven.supervisor.process import Process, exit_text
 from coven.supervisor.violations import Violations
 from coven.supervisor.worker_process import spawn_worker, worker_sandbox
@@ -30,12 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OUTPUT_LINES = 20
 EXIT_GRACE = 2.0
 HUNG_STATUS = 4  # exit status of a worker with a fused component that does not return: COVEN_EXIT_HUNG
 PING_TIMEOUT = 2.0  # of a worker that was silent before: then it hangs
-LOOK_EVERY = 2.0  # at its heartbeat
-STALE_NS = 3_000_000_000  # a sleeping worker wakes each second, a busy one stores it every 1024 loops
 READY_TIMEOUT = 20.0  # a large ledger is recovered and pages of the pool are touched
 
 
@@ -55,62 +50,48 @@ class Feed:
     changed: Callable[[], None]
 
 
-class Worker:
+class Worker(Life):
     """One worker process through all its restarts."""
+
+    kind = "worker"
+    up = ("ready", "running")
+    descriptors = 3
 
     def __init__(self, context: Context, instance: str, index: int, core: int | None, feed: Feed) -> None:
         """index: of the worker within the instance. core: to be pinned to, or None."""
-        self._context, self._instance, self._core, self._feed = context, instance, core, feed
-        self.index, self.part = index, f"worker {index}"
-        self.state = "stopped"  # starting, ready, running, restarting, parked, stopped
-        self.restarts = 0
-        self.last_exit: str | None = None
-        self.process: Process | None = None
-        self.log = LogTail(context.settings.logs_dir / self.group)
+        # no component's group: theirs have three parts, and one may be called worker
+        super().__init__(context, instance, f"{instance}.worker-{index}" if index else f"{instance}.worker")
+        self.index, self._core, self._feed = index, core, feed
         self.recovered = ""
         self.fused = FusedComponents()
         self._violations = Violations(self._read_violations, self._tell_violations, self._expel)
+        self._heartbeat = Heartbeat(self._watched_stats, self._suspect)
         self._control: WorkerControl | None = None
         self._attached: dict[int, int] = {}  # replica -> pid of the process that was attached
         self._changing = asyncio.Lock()  # one ATTACH or DETACH at a time
-        self._back_off = BackOff()
-        self._task: asyncio.Task[None] | None = None
         self._suspicion: asyncio.Task[None] | None = None
-        self._looking: asyncio.TimerHandle | None = None
-        self._wanted = False
         self._run = False
         self._is_blamed = False  # the last process died of its own code
         self._held_back = False
         self._holding: asyncio.Task[None] | None = None
 
     @property
+    def part(self) -> str:
+        """Name in errors and events."""
+        return f"worker {self.index}"
+
+    @property
     def fds_name(self) -> str:
         """Name of the descriptors in the keeper: both ends of the control socket, log."""
         return self._feed.name("worker")
-
-    @property
-    def group(self) -> str:
-        """Name of the control group."""
-        name = f"worker-{self.index}" if self.index else "worker"
-        return f"{self._instance}.{name}"  # no component's: theirs have three parts, and one may be called worker
-
-    @property
-    def folders(self) -> tuple[Any, ...]:
-        """Folders of the control group."""
-        return tuple(root / self.group for root in self._context.cgroups.folders)
 
     # ---- outside --------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Start it up to READY with all ready replicas attached. Raises CovenError; then nothing is left running."""
-        self._wanted, self._run = True, False
-        self._back_off.reset()
+        self._run = False
         self.fused.release()
-        try:
-            await self._launch()
-        except BaseException:
-            await self.stop()
-            raise
+        await super().start()
 
     async def run(self) -> None:
         """Let it take packets."""
@@ -132,7 +113,7 @@ class Worker:
     def hold_back(self, held: bool) -> None:
         """Let it read its ports, or not: a component with `on_failure: stop` is down in another worker."""
         self._held_back = held
-        if self.state in ("ready", "running"):
+        if self.is_up:
             self._holding = asyncio.create_task(self._tell_held_back())
 
     async def _tell_held_back(self) -> None:
@@ -143,30 +124,22 @@ class Worker:
 
     async def stop(self) -> None:
         """End it in order, by force if need be. May be called in any state."""
-        self._wanted = self._run = False
-        task, self._task = self._task, None
-        if task is not None and task is not asyncio.current_task():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        if self.process is not None and self.process.alive and self.state in ("ready", "running"):
-            try:
-                await self.request(control.EXIT, timeout=EXIT_GRACE)
-                await asyncio.wait_for(self.process.ended.wait(), EXIT_GRACE)
-            except (CovenError, WorkerGone, TimeoutError):
-                log.info("instance=%s %s did not end in order", self._instance, self.part)
-        await self._clear()
-        self.state = "stopped"
-        self._context.save()
-        self._feed.changed()
+        self._run = False
+        self._heartbeat.stop()
+        await super().stop()
 
-    async def remove(self) -> None:
-        """Stop, and give back the control group."""
-        await self.stop()
-        await cgroup.remove(self.folders)
+    async def _end(self, process: Process) -> None:
+        if not self.is_up:
+            return  # `_clear` does it by force
+        try:
+            await self.request(control.EXIT, timeout=EXIT_GRACE)
+            await asyncio.wait_for(process.ended.wait(), EXIT_GRACE)
+        except (CovenError, WorkerGone, TimeoutError):
+            log.info("instance=%s %s did not end in order", self._instance, self.part)
 
     async def heal(self) -> None:
         """Start again if it is parked; one that hangs is killed, and comes back."""
-        if self.state in ("ready", "running"):
+        if self.is_up:
             await self._ping()
         elif self.state == "parked":
             run = self._run
@@ -180,11 +153,11 @@ class Worker:
             return
         self.fused.release(index)
         self._context.save()
-        if self.state in ("ready", "running"):
+        if self.is_up:
             for number, fd, start in self._feed.code():
                 if number == index:
                     await self.request(control.CODE, index=number, payload=start, fds=(fd,))
-        self._feed.changed()
+        self._changed()
 
     async def request(self, op: int, **more: Any) -> Control:
         """Ask the worker. Raises CovenError, also when there is none just now."""
@@ -201,13 +174,13 @@ class Worker:
     async def attach(self, replica: Replica) -> None:
         """Tell the worker that a replica is ready; a worker that starts meanwhile finds it by itself."""
         async with self._changing:
-            if self.state in ("ready", "running"):
+            if self.is_up:
                 await self._attach(replica)
 
     async def detach(self, replica: Replica, crashed: bool = True) -> None:
         """Tell the worker that a replica has gone."""
         async with self._changing:
-            if self._attached.pop(replica.number, None) is None or self.state not in ("ready", "running"):
+            if self._attached.pop(replica.number, None) is None or not self.is_up:
                 return
             try:
                 await self.request(control.DETACH, index=replica.number, args=(int(crashed), int(replica.is_to_blame)))
@@ -217,53 +190,28 @@ class Worker:
 
     def to_json(self) -> dict[str, Any]:
         """Give the worker as the protocol shows it."""
-        alive = self.process is not None and self.process.alive
-        return {
-            "pid": self.process.pid if alive and self.process else None,
-            "state": self.state,
-            "core": self._core,
-            "restarts": self.restarts,
-            "last_exit": self.last_exit,
-            "recovered": self.recovered,
-            "last_output": self.log.texts(OUTPUT_LINES) if self.state in ("parked", "restarting") else [],
-        }
+        return {**super().to_json(), "core": self._core, "recovered": self.recovered}
 
     # ---- manifest -------------------------------------------------------------------------------
 
     def remember(self) -> dict[str, Any]:
         """Give what a successor needs to take the worker over."""
-        process = self.process if self.process is not None and self.process.alive else None
         return {
-            "pid": process.pid if process else None,
-            "start_time": process.started if process else None,
-            "state": self.state,
-            "wanted": self._wanted,
+            **super().remember(),
             "run": self._run,
-            "restarts": self.restarts,
-            "last_exit": self.last_exit,
             "attached": {str(number): pid for number, pid in self._attached.items()},
             "fused_parked": self.fused.remember(),
         }
 
     def recall(self, document: dict[str, Any]) -> None:
         """Take over what a predecessor left; a worker that was not ready is not kept."""
-        state, self.last_exit = str(document["state"]), document["last_exit"]
-        self.restarts = int(document["restarts"])
-        self._wanted, self._run = bool(document["wanted"]), bool(document["run"])
+        self._run = bool(document["run"])
         self.fused.recall(document.get("fused_parked", {}))
-        fds = self._context.keeper.get(self.fds_name)
-        if state in ("ready", "running") and document["pid"] and len(fds) == 3:
-            self.process = Process.adopted(document["pid"], document["start_time"], self._context.keeper, self._died)
-        self.log.recall()
-        if self.process is not None:
-            self.state = state
-            self._attached = {int(number): pid for number, pid in document["attached"].items()}
-            self._control = WorkerControl(fds[0], self.part, self._noticed)
-            self._violations.begin(self._feed.components)
-            self.log.follow(fds[2])
-            self._begin_to_look()
-        else:
-            self.state = "parked" if state == "parked" else "restarting" if self._wanted else "stopped"
+        super().recall(document)
+
+    def _take_over(self, fds: tuple[int, ...], document: dict[str, Any]) -> None:
+        self._attached = {int(number): pid for number, pid in document["attached"].items()}
+        self._hear(fds[0], fds[2])
 
     async def revive(self) -> None:
         """After `recall`, when no operation is under way: make true what should be."""
@@ -307,15 +255,19 @@ class Worker:
         finally:
             os.close(log_write)
         self.process = Process.spawned(pid, context.keeper, self._died)
-        self._control = WorkerControl(fds[0], self.part, self._noticed)
-        self._violations.begin(self._feed.components)
-        self.log.follow(log_read)
-        self._begin_to_look()
+        self._hear(fds[0], log_read)
         context.save()
         try:
             await self._feed_all()
         except WorkerGone as error:
             raise self._exited() from error
+
+    def _hear(self, channel: int, output: int) -> None:
+        """Begin to follow a process that runs: its answers, notices, output and heartbeat."""
+        self._control = WorkerControl(channel, self.part, self._noticed)
+        self._violations.begin(self._feed.components)
+        self.log.follow(output)
+        self._heartbeat.begin()
 
     async def _feed_all(self) -> None:
         """SEGMENT*, PORT*, CODE*, READY, ATTACH*, in this order."""
@@ -341,7 +293,7 @@ class Worker:
         pid = self.process.pid if self.process else None
         self._context.emit("worker-ready", self._instance, self.part, pid=pid, recovered=self.recovered)
         self._feed.marked()
-        self._feed.changed()
+        self._changed()
 
     async def _attach(self, replica: Replica) -> None:
         fds = replica.attach_fds()
@@ -362,13 +314,16 @@ class Worker:
             self._control.close()
             self._control = None
         self._violations.stop()
-        await strays.kill_group(self._context.settings.platform_id, self.group, self.folders)
+        await self._kill_group()
         if self.process is not None and self.process.alive:
             await self.process.end()
         self.process = None
         self.log.stop()
         self._attached = {}
         self._context.keeper.drop(self.fds_name)
+
+    async def _kill_group(self) -> None:
+        await strays.kill_group(self._context.settings.platform_id, self.group, self.folders)
 
     # ---- death ----------------------------------------------------------------------------------
 
@@ -384,7 +339,7 @@ class Worker:
             self._context.keeper.on_reaped(process.pid, self._set_exit)
         if self._control is not None:
             self._control.close()
-        if self.state not in ("ready", "running") or not self._wanted:
+        if not self.is_up or not self._wanted:
             return
         self.state = "restarting"
         culprit = self._feed.guilty()
@@ -422,21 +377,9 @@ class Worker:
             if replica.number == number:
                 replica.expel(why)
 
-    def _begin_to_look(self) -> None:
-        if self._looking is None:
-            self._looking = asyncio.get_running_loop().call_later(LOOK_EVERY, self._look)
-
-    def _look(self) -> None:
-        """Look at the heartbeat: a worker may hang while nobody asks it anything."""
-        self._looking = None
-        if not self._wanted:
-            return
-        self._looking = asyncio.get_running_loop().call_later(LOOK_EVERY, self._look)
+    def _watched_stats(self) -> int | None:
         fds = self._context.keeper.get(self._feed.name("stats"))
-        if self.state == "running" and fds:
-            beat = os.pread(fds[0], 8, ffi.offsetof("struct coven_stats", "heartbeat_ns"))
-            if time.monotonic_ns() - int.from_bytes(beat, sys.byteorder) > STALE_NS:
-                self._suspect()
+        return fds[0] if self.state == "running" and fds else None
 
     def _suspect(self) -> None:
         """Something is wrong with the worker: find out whether it hangs."""
@@ -445,7 +388,7 @@ class Worker:
 
     async def _ping(self) -> None:
         process, channel = self.process, self._control
-        if process is None or channel is None or self.state not in ("ready", "running"):
+        if process is None or channel is None or not self.is_up:
             return
         try:
             await channel.request(control.ATTENTION, timeout=PING_TIMEOUT)
@@ -459,7 +402,7 @@ class Worker:
         self.last_exit = exit_text(status)
 
     async def _after_death(self) -> None:
-        self._feed.changed()
+        self._changed()
         await self._come_back(self._next_wait(was_ready=True))
 
     def _next_wait(self, *, was_ready: bool) -> float | None:
@@ -474,38 +417,19 @@ class Worker:
 
     def _parked_fused(self, index: int) -> None:
         self._context.save()
-        part, output = f"component {self._feed.component(index)}", self.log.texts(OUTPUT_LINES)
-        self._context.emit("component-parked", self._instance, part, exit=self.last_exit, output=output)
-        self._feed.changed()
+        part = f"component {self._feed.component(index)}"
+        self._context.emit("component-parked", self._instance, part, exit=self.last_exit, output=self.output())
+        self._changed()
 
-    async def _come_back(self, wait: float | None) -> None:
-        """Start again after `wait` seconds, as often as it takes; None: too often already."""
-        while wait is not None:
-            await asyncio.sleep(wait)
-            self.restarts += 1
-            try:
-                await self._launch()
-                if self._run:
-                    await self.run()
-                return
-            except (CovenError, OSError) as error:
-                log.warning("instance=%s %s: %s", self._instance, self.part, error)
-            if self._task is not asyncio.current_task():
-                return  # it was ready already when it died: that death has begun the next start
-            self.state = "restarting"
-            if self.process is not None and self.process.alive:
-                await self.process.end()
-            self._feed.changed()
-            wait = self._next_wait(was_ready=False)
-        self._park()
+    def _start_failed(self) -> float | None:
+        return self._next_wait(was_ready=False)
 
-    def _park(self) -> None:
-        self.log.stop()
-        self.state = "parked"
-        self._context.save()
-        self._context.emit(
-            "worker-parked", self._instance, self.part, exit=self.last_exit, output=self.log.texts(OUTPUT_LINES)
-        )
+    async def _start_again(self) -> None:
+        await super()._start_again()
+        if self._run:
+            await self.run()
+
+    def _changed(self) -> None:
         self._feed.changed()
 
     def _absent(self) -> CovenError:
@@ -518,9 +442,6 @@ class Worker:
 
     def _exited(self) -> CovenError:
         self.log.stop()
-        output = self.log.texts(OUTPUT_LINES)
-        quoted = ":\n" + "\n".join(f"  {line}" for line in output) if output else ""
         how = self.process.last_exit if self.process and self.process.last_exit else "no answer"
-        return CovenError(
-            "platform.internal", f"{self.part} ended while starting ({how}){quoted}", where=Where(part=self.part)
-        )
+        message = f"{self.part} ended while starting ({how})" + self._quoted()
+        return CovenError("platform.internal", message, where=Where(part=self.part))

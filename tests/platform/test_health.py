@@ -175,8 +175,6 @@ def test_a_poison_packet_kills_twice(how: str, isolation: str, language: str, pl
     assert platform.instance("fw-1")["health"] == "ok"
     assert not [e for e in client.events if e["type"] in ("component-parked", "worker-parked")]
     assert base64.b64decode(row["pcap"]) == saved.read_bytes()
-    given = platform.request("poison", instance="fw-1", component="magic", fingerprint=row["fingerprint"])
-    assert base64.b64decode(given["capture"]) == saved.read_bytes()
     assert platform.request("poison", instance="fw-1", component="magic", clear=True)["packets"] == []
     assert not saved.exists()
     client.close()

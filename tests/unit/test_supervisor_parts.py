@@ -276,11 +276,11 @@ def test_two_run_directories_are_two_platforms() -> None:
 
 def test_numbers_written_here_are_those_of_the_headers() -> None:
     from coven.dataplane.core import ffi, lib
-    from coven.supervisor import component, control, lane, requests
+    from coven.supervisor import component, component_process, control, lane, requests
 
     assert requests.ABI_VERSION == lib.COVEN_ABI_VERSION
     for name in ("DOORBELL", "AGENT", "REPLICA", "STATE", "WORKER", "POOL"):
-        assert getattr(component, f"FD_{name}") == getattr(lib, f"COVEN_FD_{name}")
+        assert getattr(component_process, f"FD_{name}") == getattr(lib, f"COVEN_FD_{name}")
     for name in ("PLAN", "POOL", "REPLICA", "STATE", "LEDGER", "STATS"):
         assert getattr(lane, name) == getattr(lib, f"COVEN_SEGMENT_{name}")
     for name in ("SEGMENT", "PORT", "CODE", "READY", "RUN", "PAUSE", "ATTACH", "DETACH", "SNAPSHOT", "AGENT", "EXIT", "ATTENTION"):  # fmt: skip
