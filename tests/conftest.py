@@ -2,7 +2,8 @@
 
 A test that is not done after DEADLINE_S fails with the stacks of all threads, and its fixtures clean up;
 `@pytest.mark.deadline(SECONDS)` gives another time. (Should even that hang, `faulthandler_timeout` in setup.cfg ends
-the run with a stack.) At the end of the run, tests/lib/leftovers.py looks for what is left.
+the run with a stack.) At the end of the run, tests/lib/leftovers.py looks for what is left. SIGTERM ends the run as
+Ctrl-C does, with fixtures cleaning up; after a run that was killed, tests/lib/aftermath.py does it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from types import FrameType
 
 import pytest
 
+from tests.lib import aftermath
 from tests.lib.leftovers import Watch
 
 DEADLINE_S = 240.0  # many times what the longest test takes on a quiet machine
@@ -28,7 +30,15 @@ left = pytest.StashKey[list[str]]()
 def pytest_configure(config: pytest.Config) -> None:
     # A shell that runs us in the background has it ignored, and every program of a test would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminated)
     config.stash[watch] = Watch()
+    aftermath.start(config.stash[watch].token)
+
+
+def _terminated(number: int, _frame: FrameType | None) -> None:
+    """End the run in order, once: `timeout` sends it to the process and then to its group."""
+    signal.signal(number, lambda *_: None)  # and not SIG_IGN, which the programs that fixtures start would inherit
+    pytest.exit("ended by SIGTERM", returncode=128 + number)
 
 
 @pytest.hookimpl(wrapper=True)

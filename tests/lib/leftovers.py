@@ -65,6 +65,21 @@ def command_of(pid: int) -> bytes:
     return _read(pid, "cmdline").replace(b"\0", b" ").strip()
 
 
+def environment_of(pid: int) -> list[bytes]:
+    """Give the variables that a process was started with; none when it is gone."""
+    return _read(pid, "environ").split(b"\0")
+
+
+def descendants(pid: int) -> list[int]:
+    """Give all processes below one."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found += [int(child), *descendants(int(child))]
+    return found
+
+
 def open_descriptors() -> dict[int, str]:
     """Give what this process has open."""
     found = {}
@@ -117,8 +132,7 @@ class Watch:
     def _is_ours(self, pid: int, folder: Path) -> bool:
         if (start_time(pid) or 0) < self.began:
             return False
-        environment = _read(pid, "environ").split(b"\0")
-        marks = [entry for entry in environment if entry.startswith(MARKER.encode())]
+        marks = [entry for entry in environment_of(pid) if entry.startswith(MARKER.encode())]
         if marks:
             return f"{MARKER}={self.token}".encode() in marks
         # What coven-launch started has an environment of its own.

@@ -33,6 +33,7 @@ from typing import Any
 import coven
 from coven.errors import CovenError
 from tests.lib import leftovers
+from tests.lib.leftovers import descendants
 
 BIN = Path(coven.__file__).parent / "bin"
 DEADLINE = 20.0
@@ -388,16 +389,6 @@ class PlatformUnderTest:
             if marker in command:
                 found.append(f"process {pid} {command[:200]!r}")
         return found
-
-
-def descendants(pid: int) -> list[int]:
-    """Give all processes below one."""
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                found += [int(child), *descendants(int(child))]
-    return found
 
 
 def is_running(pid: int) -> bool:

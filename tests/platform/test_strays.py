@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.lib import plans
+from tests.lib.leftovers import descendants as below
 from tests.lib.platform import BIN, PlatformUnderTest, is_running, wait_gone
-from tests.lib.platform import descendants as below
 
 pytestmark = pytest.mark.skipif(not (BIN / "coven-worker").exists(), reason="the programs are not built")
 
