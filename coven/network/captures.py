@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import secrets
 import stat
 import struct
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ HEADER_BYTES = 24
 MAGICS = (0xA1B2C3D4, 0xA1B23C4D, 0x0A0D0D0A)
 SNAPLEN = 262144
 LINKTYPE_ETHERNET = 1
+OFFSET_BITS = (61, 42, 30)  # that a file system takes: tmpfs and XFS, ext4 (16 TiB), FAT and old ones (2 GiB)
 MISSING, EMPTY, CAPTURE = "missing", "empty", "capture"
 
 
@@ -155,7 +157,13 @@ def mark_opening(fd: int) -> None:
     """Make an opening of a file tell itself from every other: the file's offset, which nothing else uses
     (reads and writes name theirs), holds a number that does not come again. It survives the worker.
     """
-    os.lseek(fd, time.monotonic_ns() & 0x3FFF_FFFF_FFFF_FFFF, os.SEEK_SET)
+    for bits in OFFSET_BITS:
+        try:
+            os.lseek(fd, 1 << bits | secrets.randbits(bits), os.SEEK_SET)
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL or bits == OFFSET_BITS[-1]:
+                raise
 
 
 def _open(path: Path, flags: int, where: Where, folders: Sequence[str] | None) -> tuple[int, bool]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from scapy.layers.l2 import Ether
 
 from coven.errors import CovenError
 from coven.network import OpenedPort, adopt, tool_of
+from coven.network.captures import mark_opening
 from tests.lib.ports import Driver, capinfo, reasons
 from tests.lib.segments import csum, pseudo
 
@@ -294,6 +297,24 @@ def test_opening_anew_begins_anew(tmp_path: Path) -> None:
     pump(again)
     second.close()
     assert [packet[3] for packet in capinfo(tmp_path / "out.pcap")] == FRAMES
+
+
+@pytest.mark.parametrize("largest", [2**63 - 1, 2**44 - 2**12, 2**31 - 1], ids=["tmpfs", "ext4", "old"])
+def test_openings_differ_on_every_file_system(largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.lseek
+
+    def lseek(fd: int, offset: int, whence: int) -> int:
+        if offset > largest:
+            raise OSError(errno.EINVAL, "beyond the largest file")
+        return real(fd, offset, whence)
+
+    found = set()
+    with tempfile.TemporaryFile(dir="/dev/shm") as file:  # which takes any offset
+        monkeypatch.setattr(os, "lseek", lseek)
+        for _ in range(100):
+            mark_opening(file.fileno())
+            found.add(real(file.fileno(), 0, os.SEEK_CUR))
+    assert len(found) == 100 and min(found) > 0
 
 
 def test_recorded_pace(tmp_path: Path) -> None:
