@@ -6,7 +6,8 @@
  *   admit.c     how much of them there is room for; what is not is dropped at once
  *   graph.c     walks a burst along the hops of its path
  *   fused.c     components called inside the worker
- *   replica.c   components in processes of their own, behind two rings; replica_life.c: attach and sweep
+ *   replica.c   components in processes of their own, behind two rings: what they give back; replica_give.c: what they
+ *               are given; replica_life.c: attach and sweep
  *   egress.c    tx bursts of the ports
  *   lending.c   buffers that are with a NIC
  *   watch.c     who does not move any more
@@ -323,19 +324,21 @@ void coven_fused_tick(struct coven_worker *worker);
 /* Drop everything a fused component holds. Returns how many packets. */
 uint32_t coven_fused_drop_held(struct coven_worker *worker, uint16_t component, uint32_t reason);
 
-/* ---- replica.c ---- */
+/* ---- replica_give.c ---- */
 /* The replica of a component that packets of this flow go to. */
 struct coven_replica_link *coven_replica_choose(struct coven_worker *worker, uint32_t component, uint32_t flow);
 /* Give packets to the replica of a component, or drop them with the reason why not. */
 void coven_replica_give(struct coven_worker *worker, uint16_t hop, const uint32_t *handles, uint16_t n);
 /* Tell a replica that a flow ended. False: no room now. */
 bool coven_replica_tell(struct coven_worker *worker, struct coven_replica_link *link, uint32_t flow, uint16_t epoch);
-/* Take one burst of what a replica gives back through the graph. Returns how many entries. */
-uint32_t coven_replica_take(struct coven_worker *worker, struct coven_replica_link *link);
 /* Show the replicas what was written for them; only after the intent is committed. */
 void coven_replica_publish(struct coven_worker *worker);
 /* Before the worker waits: nobody sleeps beside what was shown to him. */
 void coven_replica_wake(struct coven_worker *worker);
+
+/* ---- replica.c ---- */
+/* Take one burst of what a replica gives back through the graph. Returns how many entries. */
+uint32_t coven_replica_take(struct coven_worker *worker, struct coven_replica_link *link);
 /* Hold limit and time of one replica, if it has given back everything it has taken from its in-ring so far. */
 void coven_replica_hold_check(struct coven_worker *worker, struct coven_replica_link *link);
 /* Judge one entry a component wrote, a copy of it with its line; collects in the open intent. A packet that goes on is
