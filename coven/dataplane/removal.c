@@ -7,6 +7,8 @@
 
 #define ROUNDS 8u /* of COVEN_MAX_REMOVALS flows in one turn, where components are fused and forget at once */
 #define ANSWER_NS (2 * COVEN_NS_PER_S) /* a component that has not answered by then is not waited for */
+/* When half of the places are taken: flows of all paths wait for them, so one slow component must not keep them. */
+#define HURRY_NS (10 * COVEN_NS_PER_MS)
 
 static bool keeps_state(const struct coven_worker *worker, uint16_t component)
 {
@@ -73,6 +75,18 @@ static void count_silent(struct coven_worker *worker, const struct coven_removal
     }
 }
 
+/* Components that were told may answer when they like from now on: that breaks no rule, or is counted already. */
+static void wait_no_longer(struct coven_worker *worker, const struct coven_removal *removal)
+{
+    for (uint64_t left = removal->to_answer & ~removal->to_tell; left != 0; left &= left - 1)
+        worker->component[__builtin_ctzll(left)].answers_owed++;
+}
+
+static bool is_hurried(const struct coven_worker *worker, const struct coven_removal *removal)
+{
+    return worker->n_removals > COVEN_MAX_REMOVALS / 2 && worker->now_ns + ANSWER_NS >= removal->deadline_ns + HURRY_NS;
+}
+
 /* Tell whom there is room to tell. Returns whether the removal is over. */
 static bool go_on(struct coven_worker *worker, struct coven_removal *removal)
 {
@@ -80,9 +94,11 @@ static bool go_on(struct coven_worker *worker, struct coven_removal *removal)
         if ((removal->to_tell >> c & 1) != 0)
             (void)tell(worker, removal, c);
     if ((removal->to_tell | removal->to_answer) != 0) {
-        if (worker->now_ns < removal->deadline_ns)
+        if (worker->now_ns >= removal->deadline_ns)
+            count_silent(worker, removal);
+        else if (!is_hurried(worker, removal))
             return false;
-        count_silent(worker, removal);
+        wait_no_longer(worker, removal);
     }
     if (!removal->is_reused)
         coven_flow_release(worker->flows, removal->flow);
@@ -147,11 +163,15 @@ bool coven_removal_answer(struct coven_worker *worker, uint16_t component, uint3
         removal->to_answer &= ~bit;
         return true;
     }
-    return false;
+    if (worker->component[component].answers_owed == 0)
+        return false;
+    worker->component[component].answers_owed--;
+    return true;
 }
 
 void coven_removal_component_gone(struct coven_worker *worker, uint16_t component)
 {
+    worker->component[component].answers_owed = 0;
     for (uint32_t i = 0; i < worker->n_removals; i++) {
         worker->removal[i].to_tell &= ~(1ull << component);
         worker->removal[i].to_answer &= ~(1ull << component);

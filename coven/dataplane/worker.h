@@ -134,6 +134,7 @@ struct coven_component_link {
     struct coven_state_view state;
     struct coven_fused fused;
     struct coven_violation_count violations; /* fused, and what is not one replica's */
+    uint32_t answers_owed; /* ends of flows it was told of, for whose answer nobody waits (removal.c) */
 };
 
 struct coven_port_link {
