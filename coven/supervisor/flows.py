@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING, Any
@@ -95,8 +96,9 @@ async def _export(worker: Worker, name: FlowName, *, move: bool) -> bytes:
                 return os.pread(fd, answer.args[0], 0)
             except CovenError as error:
                 if error.code != "flow.busy" or tried + 1 == BUSY_TRIES:
-                    if move and error.code == "flow.busy":
-                        await _ask(worker, control.FLOW_EXPORT, args=(BACK,), payload=name.pack(), fds=(fd,))
+                    if move and error.code != "flow.not-found":  # it may be marked: its packets would be refused
+                        with contextlib.suppress(CovenError):
+                            await _ask(worker, control.FLOW_EXPORT, args=(BACK,), payload=name.pack(), fds=(fd,))
                     raise
             await asyncio.sleep(BUSY_WAIT_S)
     finally:

@@ -50,6 +50,13 @@ def test_a_worker_that_is_not_there() -> None:
     assert refused(Refusing(0), lambda instance: flows.imported(instance, "AAAA", 1)) == "request.invalid"
 
 
+@pytest.mark.parametrize(("number", "code"), [(errno.EIO, "platform.internal"), (errno.ENOSPC, "flow.table-full")])
+def test_a_move_that_fails_leaves_no_mark(number: int, code: str) -> None:
+    worker = Refusing(number)
+    assert refused(worker, lambda instance: flows.exported(instance, NAME, move=True)) == code
+    assert [args for _, args in worker.asked] == [(flows.MOVE,), (flows.BACK,)]
+
+
 def test_a_flow_that_stays_busy_is_not_left_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flows, "BUSY_TRIES", 3)
     monkeypatch.setattr(flows, "BUSY_WAIT_S", 0.0)
