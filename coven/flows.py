@@ -182,5 +182,6 @@ def describe(blob: bytes) -> dict[str, object]:
             at += BLOB_STATE.size + -(-size // 8) * 8
         flow, _ = FlowName.unpack(name)
     except (struct.error, ValueError) as error:
-        raise CovenError("flow.invalid", "this is no exported flow") from error
+        hint = "give what an export answered, whole and unchanged"
+        raise CovenError("flow.invalid", "this is no exported flow", hint=hint) from error
     return {"format": version, **flow.to_json(), "packets": packets, "states": components}

@@ -43,7 +43,8 @@ def parse(name: str) -> tuple[Rule, ...]:
     kind, low, high = NUMBERED[word]
     value = int(text, 0 if text.startswith("0x") else 10)
     if not low <= value <= high:
-        raise CovenError("descriptor.invalid", f"{name}: {value} is not within {low} and {high}")
+        hint = f"{word}/ and a number from {low} to {high}"
+        raise CovenError("descriptor.invalid", f"{name}: {value} is not within {low} and {high}", hint=hint)
     return (Rule(kind, value),)
 
 
@@ -51,5 +52,9 @@ def rules(names: Iterable[str]) -> tuple[Rule, ...]:
     """Give the rules of a list of names, each once. Raises CovenError descriptor.invalid, also for too many."""
     found = tuple(dict.fromkeys(rule for name in names for rule in parse(name)))
     if len(found) > MOST:
-        raise CovenError("descriptor.invalid", f"{len(found)} kinds of packets have priority, at most {MOST} can")
+        raise CovenError(
+            "descriptor.invalid",
+            f"{len(found)} kinds of packets have priority, at most {MOST} can",
+            hint="`nd` and `bfd` stand for several; name fewer",
+        )
     return found

@@ -274,7 +274,8 @@ def _refused(interface: Interface, error: OSError, where: Where) -> CovenError:
         return CovenError("platform.no-resources", f"no memory for the AF_XDP rings of {name}",
                           hint="free memory, or bind fewer ports", where=where)  # fmt: skip
     if error.errno in (errno.ENODEV, errno.ENXIO):
-        return CovenError("port.interface-missing", f"{name} went away while it was opened", where=where)
+        return CovenError("port.interface-missing", f"{name} went away while it was opened",
+                          hint="bind the port again when it is there", where=where)  # fmt: skip
     if error.errno in (errno.EBUSY, errno.EEXIST):
         return CovenError("port.in-use", f"{name} is used by AF_XDP or an XDP program of somebody else",
                           hint=f"see `ip link show {name}`; take the program off, or use the tool afpacket",

@@ -72,11 +72,13 @@ async def imported(instance: Instance, text: str, number: int) -> dict[str, Any]
     try:
         blob = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise CovenError("flow.invalid", "`blob` is not Base64") from error
+        raise CovenError("flow.invalid", "`blob` is not Base64", hint="give `blob` as an export answered it") from error
     if len(blob) > MAX_BLOB:
-        raise CovenError("flow.invalid", "the exported flow is too long")
+        hint = f"an export answers at most {MAX_BLOB} bytes; give `blob` as it is"
+        raise CovenError("flow.invalid", "the exported flow is too long", hint=hint)
     if number >= len(instance.workers):
-        raise CovenError("request.invalid", f"{instance.id} has no worker {number}")
+        hint = f"workers are 0 to {len(instance.workers) - 1}"
+        raise CovenError("request.invalid", f"{instance.id} has no worker {number}", hint=hint)
     fd = os.memfd_create("coven-flow", os.MFD_CLOEXEC)
     try:
         os.write(fd, blob)
@@ -131,5 +133,6 @@ def _place(instance: Instance, after: str) -> tuple[int, int]:
         return 0, 0
     number, dot, flow = after.partition(".")
     if not (dot and number.isdecimal() and flow.isdecimal() and after.isascii() and len(after) < 20) or int(flow) > END:
-        raise CovenError("request.invalid", "`after` must be what `next` of an answer said")
+        hint = "leave it out to begin"
+        raise CovenError("request.invalid", "`after` must be what `next` of an answer said", hint=hint)
     return int(number), int(flow)

@@ -135,8 +135,10 @@ class Instance:
         index, component = self.component(name)
         replicas = self.replicas_of(index)
         fused = component.isolation is Isolation.FUSED
-        if not 0 <= copy < (len(self.lanes) if fused else len(replicas)):
-            raise CovenError("component.not-found", f"component {name} has no replica {copy}")
+        number = len(self.lanes) if fused else len(replicas)
+        if not 0 <= copy < number:
+            hint = f"replicas are 0 to {number - 1}"
+            raise CovenError("component.not-found", f"component {name} has no replica {copy}", hint=hint)
         if fused:
             return await self.lanes[copy].ask_fused(index, verb, what, lines, timeout)
         return await replicas[copy].ask(verb, what, lines, timeout)
