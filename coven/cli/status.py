@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import base64
+import collections
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +154,9 @@ def _show_instance(instance: dict[str, Any]) -> None:
     ]
     columns = ("component", "framework", "isolation", "replica", "state", "pid", "restarts", "last exit")
     table(columns, rows)
+    for component in instance["components"]:
+        for text in _misdeeds(instance["id"], component):
+            line(f"component {component['name']} {text}")
     line()
     keys = ("state", "pid", "core", "restarts", "last_exit")
     workers = [(number, *(each.get(key) for key in keys)) for number, each in enumerate(instance["workers"])]
@@ -160,6 +165,33 @@ def _show_instance(instance: dict[str, Any]) -> None:
     for port in instance["ports"]:
         if port.get("note"):
             line(f"port {port['name']}: {port['note']}")
+
+
+def _misdeeds(instance: str, component: dict[str, Any]) -> list[str]:
+    """Say what a component did since the instance was made that it should not have done."""
+    found, calls = [], collections.Counter[str]()
+    for replica in component["replicas"]:
+        calls.update(replica.get("refused_calls") or {})
+    hangs = sum(replica.get("hangs") or 0 for replica in component["replicas"])
+    poison = component.get("poison") or {"packets": 0, "dropped": 0}
+    if calls:
+        found.append(f"asked the kernel for what it may not: {_times(calls)}")
+    if component.get("violation_kinds"):
+        found.append(f"broke the rules of its ring: {_times(component['violation_kinds'])}")
+    if hangs:
+        found.append(f"hung and was ended: {hangs} times" if hangs > 1 else "hung and was ended: once")
+    if poison["packets"]:
+        found.append(
+            f"was killed twice by each of {poison['packets']} packets, {poison['dropped']} like them dropped since: "
+            f"'coven poison {instance} {component['name']}' shows them"
+        )
+    return found
+
+
+def _times(counts: Mapping[str, int]) -> str:
+    """Give names with their numbers, the most frequent first."""
+    ordered = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
+    return ", ".join(f"{name} {number}" for name, number in ordered)
 
 
 def _show_monitor(monitor: dict[str, Any]) -> None:

@@ -73,6 +73,7 @@ class Replica(Life):
         self.program: Program | None = None
         self.uid_number: int | None = None
         self.gid_number: int | None = None  # of the component's first replica: they share a state segment
+        self.hangs = 0  # how often it was killed for moving nothing
         self.guard = Guard(context.keeper, self.fds_name, self._tell_calls)
         self._agent: AsyncAgentClient | None = None
         self._agent_socket: socket.socket | None = None
@@ -153,6 +154,7 @@ class Replica(Life):
             "uid": self.uid,
             "cgroup": str(self.folders[0]) if self.folders else None,
             "refused_calls": dict(self.guard.total),
+            "hangs": self.hangs,
         }
 
     # ---- manifest -------------------------------------------------------------------------------
@@ -164,6 +166,7 @@ class Replica(Life):
             "uid": self.uid_number,
             "gid": self.gid_number,
             "refused_calls": self.guard.total,
+            "hangs": self.hangs,
         }
 
     def recall(self, document: dict[str, Any]) -> None:
@@ -171,6 +174,7 @@ class Replica(Life):
         self.uid_number, self.gid_number = document["uid"], document["gid"]
         if self.uid_number is not None:
             self._context.uids.add(self.uid_number)
+        self.hangs = int(document.get("hangs", 0))  # a predecessor of an earlier version counted none
         self.guard.total = {str(call): int(number) for call, number in document["refused_calls"].items()}
         super().recall(document)
 
@@ -391,6 +395,7 @@ class Replica(Life):
                 return
             log.error("instance=%s %s hangs; killed", self._instance, self.part)
             self._hung = True
+            self.hangs += 1
             self._context.emit(
                 "component-hung", self._instance, self.part, pid=process.pid, hang_ms=self.plan.hang_ms,
                 on_failure=str(self.plan.on_failure),

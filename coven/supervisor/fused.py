@@ -29,6 +29,7 @@ class FusedComponents:
 
     parked: dict[int, str | None] = field(default_factory=dict)  # index -> how the worker died at last
     back_off: dict[int, BackOff] = field(default_factory=dict)
+    hangs: dict[int, int] = field(default_factory=dict)  # index -> how often it did not return
 
     def died(self, index: int, how: str | None) -> float:
         """Note a death; give the seconds until the next worker. Parks the component when it has died too often."""
@@ -36,6 +37,10 @@ class FusedComponents:
         if wait is None:
             self.parked[index] = how
         return wait or 0.0
+
+    def hung(self, index: int) -> None:
+        """Note that a component did not return."""
+        self.hangs[index] = self.hangs.get(index, 0) + 1
 
     def release(self, index: int | None = None) -> None:
         """Give one component, or all, another chance."""

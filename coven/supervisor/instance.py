@@ -297,6 +297,7 @@ class Instance:
     def to_json(self) -> dict[str, Any]:
         """Give the instance as the protocol shows it."""
         components = []
+        poison = [packet for lane in self.lanes for packet in lane.poison()]
         for index, component in enumerate(self.plan.components):
             replicas = [replica.to_json() for replica in self.replicas_of(index)]
             components.append(
@@ -306,6 +307,11 @@ class Instance:
                     "isolation_asked": str(component.isolation_asked),
                     "isolation": str(component.isolation),
                     "replicas": replicas or [self._fused(index, worker) for worker in self.workers],
+                    "violation_kinds": self._violations_of(index),
+                    "poison": {
+                        "packets": len({packet.fingerprint for packet in poison if packet.component == index}),
+                        "dropped": sum(packet.dropped for packet in poison if packet.component == index),
+                    },
                 }
             )
         return {
@@ -324,6 +330,14 @@ class Instance:
             "workers": [{**lane.worker.to_json(), "stats_name": lane.stats_name} for lane in self.lanes],
         }
 
+    def _violations_of(self, index: int) -> dict[str, int]:
+        """Give how often a component broke which rule of its rings, in all lanes."""
+        total: dict[str, int] = {}
+        for worker in self.workers:
+            for kind, times in worker.violations_of(index).items():
+                total[kind] = total.get(kind, 0) + times
+        return total
+
     def _fused(self, index: int, worker: Worker) -> dict[str, Any]:
         shown, parked = worker.to_json(), index in worker.fused.parked
         return {
@@ -335,6 +349,8 @@ class Instance:
             "cgroup": None,
             "last_exit": worker.fused.parked[index] if parked else shown["last_exit"],
             "last_output": worker.output() if parked else [],
+            "refused_calls": {},
+            "hangs": worker.fused.hangs.get(index, 0),
         }
 
     # ---- manifest -------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ class Worker(Life):
         self.index, self._core, self._feed = index, core, feed
         self.recovered = ""
         self.fused = FusedComponents()
-        self._violations = Violations(self._read_violations, self._tell_violations, self._expel)
+        self._violations = Violations(self.violations_of, self._tell_violations, self._expel)
         self._heartbeat = Heartbeat(self._watched_stats, self._suspect)
         self._control: WorkerControl | None = None
         self._attached: dict[int, int] = {}  # replica -> pid of the process that was attached
@@ -201,12 +201,14 @@ class Worker(Life):
             "run": self._run,
             "attached": {str(number): pid for number, pid in self._attached.items()},
             "fused_parked": self.fused.remember(),
+            "fused_hangs": {str(index): times for index, times in self.fused.hangs.items()},
         }
 
     def recall(self, document: dict[str, Any]) -> None:
         """Take over what a predecessor left; a worker that was not ready is not kept."""
         self._run = bool(document["run"])
         self.fused.recall(document.get("fused_parked", {}))
+        self.fused.hangs = {int(index): int(times) for index, times in document.get("fused_hangs", {}).items()}
         super().recall(document)
 
     def _take_over(self, fds: tuple[int, ...], document: dict[str, Any]) -> None:
@@ -344,6 +346,8 @@ class Worker(Life):
         self.state = "restarting"
         culprit = self._feed.guilty()
         inside = None if culprit is None else self._feed.component(culprit)
+        if culprit is not None and process.exited_with(HUNG_STATUS):
+            self.fused.hung(culprit)
         self._context.emit(
             "worker-died", self._instance, self.part, pid=process.pid, exit=self.last_exit, component=inside
         )
@@ -361,7 +365,8 @@ class Worker(Life):
             replica = None if notice.args[1] == lib.COVEN_NO_REPLICA else notice.args[1]
             self._violations.notice(notice.index, replica, notice.args[2])
 
-    def _read_violations(self, component: int) -> dict[str, int]:
+    def violations_of(self, component: int) -> dict[str, int]:
+        """Give how often a component broke which rule of its ring since the instance was made."""
         from coven.supervisor import metrics
 
         fds = self._context.keeper.get(self._feed.name("stats"))

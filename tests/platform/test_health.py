@@ -97,6 +97,11 @@ def test_a_stopped_component_is_replaced(on_failure: str, platform: PlatformUnde
     wait_tx(platform, counters(platform)["accounting"]["tx"] + 100)
     assert platform.instance("fw-1")["health"] == "ok"
     client.close()
+    supervisor = platform.supervisor_pid
+    assert platform.replica("fw-1", "gate")["hangs"] == 1
+    platform.kill(supervisor)
+    platform.wait_supervisor(other_than=supervisor)
+    assert platform.replica("fw-1", "gate")["hangs"] == 1
 
 
 def test_an_idle_component_that_is_stopped_is_nobodys_business(platform: PlatformUnderTest) -> None:
@@ -121,6 +126,7 @@ def test_a_fused_component_that_does_not_return(platform: PlatformUnderTest) -> 
     assert died["component"] == "magic"
     assert died["exit"] == "hung: a fused component did not return"
     platform.wait_worker("fw-1", other_than=died["pid"])
+    assert platform.replica("fw-1", "magic")["hangs"] >= 1
     platform.wait_for(lambda: counters(platform)["accounting"]["rx"] == 4, "not all are read")
     assert drops(platform)["component-crash"] >= 1
     client.close()
