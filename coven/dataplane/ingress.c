@@ -181,6 +181,7 @@ uint32_t coven_ingress_burst(struct coven_worker *worker, uint16_t port)
     p->ops->rx_release(p);
     if (p->ops->lending)
         memcpy(handles, rx->brought, sizeof(handles[0]) * rx->n);
+    worker->received += rx->n;
     enter(worker, port, handles, rx->n);
     return rx->n + 1u;
 }

@@ -14,6 +14,11 @@
 #define BALANCED_YIELDS 64u
 #define GATHER_NS (COVEN_NS_PER_MS / 2)
 #define MUTE_NS (100 * COVEN_NS_PER_MS)
+#define WAKE_NS 6000u                        /* packets that come sooner than this are not worth a sleep and a wake */
+#define NAP_NS 50000u                        /* balanced, at its limit: some 30 packets gather */
+#define NAP_BURST (COVEN_BURST / 2)          /* what is less is left to gather */
+#define NAP_PKTS 200u                        /* in a window of a millisecond: below, a nap gathers too few */
+#define NAP_SPELL_NS (128 * COVEN_NS_PER_MS) /* then one window without, to see whether it still pays */
 
 static uint64_t clock_ns(clockid_t id)
 {
@@ -49,10 +54,49 @@ static void heartbeat(struct coven_worker *worker)
     __atomic_store_n(&worker->stats->heartbeat_ns, worker->now_ns, __ATOMIC_RELAXED);
 }
 
+/* ---- what the ports bring ------------------------------------------------------------------------ */
+/* A window of a millisecond or more is over: how soon packets follow each other, and whether the worker is at its
+ * limit only because it takes them one by one. Then naps begin, for as long as the rate stays. */
+static void see_rate(struct coven_worker *worker)
+{
+    struct coven_rate *rate = &worker->rate;
+    uint64_t window = worker->now_ns - rate->since_ns, pkts = worker->received - rate->received;
+
+    if (rate->idle_from_ns != 0) {
+        rate->idle_ns += worker->now_ns - rate->idle_from_ns;
+        rate->idle_from_ns = worker->now_ns;
+    }
+    rate->gap_ns = pkts > 0 ? window / pkts : COVEN_NS_PER_S;
+    if (rate->nap_until_ns != 0) {
+        if (worker->now_ns >= rate->nap_until_ns || rate->gap_ns > rate->nap_gap_ns)
+            rate->nap_until_ns = 0;
+    } else if (rate->idle_ns < window / 8 && rate->gap_ns < COVEN_NS_PER_MS / NAP_PKTS &&
+               pkts < NAP_BURST * rate->turns) {
+        rate->nap_until_ns = worker->now_ns + NAP_SPELL_NS;
+        rate->nap_gap_ns = 2 * rate->gap_ns;
+    }
+    rate->since_ns = worker->now_ns;
+    rate->received = worker->received;
+    rate->idle_ns = 0;
+    rate->turns = 0;
+}
+
+static void count_turn(struct coven_rate *rate, uint64_t now_ns, bool has_worked)
+{
+    if (has_worked && rate->idle_from_ns != 0) {
+        rate->idle_ns += now_ns - rate->idle_from_ns;
+        rate->idle_from_ns = 0;
+    } else if (!has_worked && rate->idle_from_ns == 0) {
+        rate->idle_from_ns = now_ns;
+    }
+    rate->turns += has_worked;
+}
+
 /* ---- timers ------------------------------------------------------------------------------------ */
 static void tick(struct coven_worker *worker)
 {
     worker->tick_ns = worker->now_ns + COVEN_NS_PER_MS;
+    see_rate(worker);
     coven_fused_tick(worker);
     for (uint32_t r = 0; worker->running && r < worker->plan->n_replicas; r++)
         if (worker->replica[r].attached && coven_replica_has(&worker->replica[r]) > 0)
@@ -200,20 +244,26 @@ static void after_sleep(struct coven_worker *worker, const struct sleeper *s)
         coven_control_poll(worker);
 }
 
-/* power-save: packets have come. Let more come, so that one wake-up is for many; a message is not kept waiting. */
-static void gather(struct coven_worker *worker, const struct sleeper *s)
+/* Let packets come for a while, whether there are any or not; a message is not kept waiting. */
+static void nap(struct coven_worker *worker, long ns)
 {
     struct pollfd control = {.fd = worker->control_fd, .events = POLLIN};
-    struct timespec nap = {.tv_nsec = GATHER_NS};
+    struct timespec length = {.tv_nsec = ns};
+
+    add(worker, COVEN_CELL_WORKER(COVEN_WORKER_SLEEPS));
+    (void)ppoll(&control, 1, &length, NULL);
+    coven_wait_clock(worker);
+}
+
+/* power-save: packets have come. Let more come, so that one wake-up is for many. */
+static void gather(struct coven_worker *worker, const struct sleeper *s)
+{
     bool have_come = worker->now_ns >= s->port_due_ns;
 
     for (nfds_t i = 1; i < s->n; i++)
         have_come |= (s->fds[i].revents & POLLIN) != 0;
-    if (!have_come || s->fds[0].revents != 0)
-        return;
-    add(worker, COVEN_CELL_WORKER(COVEN_WORKER_SLEEPS));
-    (void)ppoll(&control, 1, &nap, NULL);
-    coven_wait_clock(worker);
+    if (have_come && s->fds[0].revents == 0)
+        nap(worker, GATHER_NS);
 }
 
 static void sleep_now(struct coven_worker *worker)
@@ -245,7 +295,17 @@ static void sleep_now(struct coven_worker *worker)
     after_sleep(worker, &sleeper);
 }
 
-/* Whether to look once more before sleeping: low-latency always, power-save never. */
+/* Whether an isolated component has packets: it gives them back within microseconds, so to look again pays. */
+static bool is_waiting_for_components(const struct coven_worker *worker)
+{
+    for (uint32_t r = 0; r < worker->plan->n_replicas; r++)
+        if (worker->replica[r].attached && coven_replica_has(&worker->replica[r]) > 0)
+            return true;
+    return false;
+}
+
+/* Whether to look once more before sleeping: low-latency always, power-save never; balanced if something will come
+ * before a sleep and a wake are over. */
 static bool stays_awake(struct coven_worker *worker)
 {
     switch (worker->plan->profile) {
@@ -256,15 +316,29 @@ static bool stays_awake(struct coven_worker *worker)
     default:
         if (worker->idle_loops >= BALANCED_YIELDS)
             return false;
+        if (worker->rate.gap_ns > WAKE_NS && !is_waiting_for_components(worker))
+            return false;
         worker->idle_loops++;
         sched_yield();
         return true;
     }
 }
 
+/* balanced, at the limit of what the worker can take one by one: it costs a system call for each few packets, so many
+ * are let gather. They wait for that, but at this rate others would wait for them. */
+static bool naps(struct coven_worker *worker, uint32_t done)
+{
+    if (worker->rate.nap_until_ns == 0 || done >= NAP_BURST || worker->plan->profile != COVEN_PROFILE_BALANCED ||
+        worker->leaving || worker->pause.active || is_waiting_for_components(worker))
+        return false;
+    nap(worker, NAP_NS);
+    return true;
+}
+
 void coven_wait_turn(struct coven_worker *worker, uint32_t done)
 {
     worker->loops++;
+    count_turn(&worker->rate, worker->now_ns, done > 0);
     coven_watch_turn(worker, done > 0);
     add(worker, COVEN_CELL_WORKER(COVEN_WORKER_LOOPS));
     if (worker->loops % HEARTBEAT_EVERY == 0)
@@ -278,9 +352,11 @@ void coven_wait_turn(struct coven_worker *worker, uint32_t done)
     if (done > 0) {
         add(worker, COVEN_CELL_WORKER(COVEN_WORKER_BUSY_LOOPS));
         worker->idle_loops = 0;
-        return;
+    } else {
+        coven_replica_wake(worker);
     }
-    coven_replica_wake(worker);
+    if (naps(worker, done) || done > 0)
+        return;
     if (!stays_awake(worker) && !worker->leaving)
         sleep_now(worker);
 }

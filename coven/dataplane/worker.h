@@ -167,6 +167,17 @@ struct coven_removal {
     uint64_t to_answer;
 };
 
+/* What the ports bring, seen each millisecond while the worker is awake (wait.c). */
+struct coven_rate {
+    uint64_t since_ns, received; /* at the begin of the window */
+    uint64_t turns;              /* with work, in it */
+    uint64_t idle_ns;            /* without, in it */
+    uint64_t idle_from_ns;       /* since then there was no work; 0: there was just now */
+    uint64_t gap_ns;             /* from packet to packet in the window before */
+    uint64_t nap_until_ns;       /* packets are let gather; 0: they are not */
+    uint64_t nap_gap_ns;         /* as long as they follow each other this fast */
+};
+
 /* Packets that travel together from hop to hop for as long as all go the same way. What components are shown of them is
  * made once, and made again only for what they changed. */
 struct coven_burst {
@@ -231,6 +242,8 @@ struct coven_worker {
     uint64_t random;
     uint64_t loops;
     uint32_t idle_loops;
+    uint64_t received; /* packets, by all ports */
+    struct coven_rate rate;
     /* segments and descriptors as given */
     struct coven_segment plan_segment, pool_segment, ledger_segment, stats_segment;
     int control_fd;  /* -1: the supervisor is gone */

@@ -89,6 +89,20 @@ def test_balanced_looks_a_while_before_it_sleeps(tmp_path: Path) -> None:
         assert loops - sleeps <= YIELDS + 2
 
 
+def test_balanced_sleeps_at_once_between_packets_that_are_far_apart(tmp_path: Path) -> None:
+    plan = plan_of("balanced", "fused")
+    packets = 500
+    plan["ports"][0]["options"] |= {"packets": packets, "rate": 2000}
+    with Rig(plan, tmp_path) as rig:
+        rig.start()
+        end = rig.wait(lambda s: s.tx == packets, "all sent")
+        assert (end.dropped, end.held) == (0, 0)
+        idle = end.worker(lib.COVEN_WORKER_LOOPS) - end.worker(lib.COVEN_WORKER_BUSY_LOOPS)
+        # one more look for a sleep, and the first millisecond, in which it does not know yet
+        assert idle - end.worker(lib.COVEN_WORKER_SLEEPS) < packets * YIELDS / 8
+        assert rig.stop() == 0
+
+
 @pytest.mark.parametrize("isolation", ["fused", "copy"])
 @pytest.mark.parametrize("profile", ["balanced", "power-save"])
 def test_an_idle_appliance_hardly_wakes(profile: str, isolation: str, tmp_path: Path) -> None:

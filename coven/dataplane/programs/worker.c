@@ -43,6 +43,7 @@ int main(int argc, char **argv)
         return usage();
     snprintf(name, sizeof(name), "coven-w%d", (int)(index % 10000));
     prctl(PR_SET_NAME, name);
+    prctl(PR_SET_TIMERSLACK, 1000); /* ns: naps are of some microseconds, and by default end up to 50 later */
     signal(SIGPIPE, SIG_IGN);
     worker = coven_worker_new(COVEN_CONTROL_FD);
     if (!worker) {
