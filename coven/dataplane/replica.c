@@ -157,6 +157,20 @@ static enum coven_violation wrong_handle(const struct coven_worker *worker, cons
     return COVEN_VIOLATION_HANDLE_FOREIGN;
 }
 
+/* Book which copy buffers around this one are late, as the worker knows it: with the rest of the intent, because a
+ * successor must think a buffer free or late exactly as positions and owners say. */
+static void book_late(struct coven_worker *worker, struct coven_replica_link *link, uint32_t copy)
+{
+    uint8_t late[sizeof(uint64_t)] = {0};
+    uint32_t first = copy - copy % (uint32_t)sizeof(late);
+    uint64_t value;
+
+    for (uint32_t i = 0; i < sizeof(late) && first + i < link->plan->n_buffers; i++)
+        late[i] = link->packet_of[first + i] == COVEN_COPY_LATE;
+    memcpy(&value, late, sizeof(value));
+    coven_book_word(&worker->book, (uint64_t *)(void *)(link->late + first), value);
+}
+
 /* A packet that was taken away comes back at last: its buffer is nobody's now. */
 static bool is_late(struct coven_worker *worker, struct coven_replica_link *link, uint32_t handle, uint32_t named,
                     uint8_t verdict)
@@ -165,8 +179,8 @@ static bool is_late(struct coven_worker *worker, struct coven_replica_link *link
         if (handle != COVEN_COPY_LATE)
             return false;
         if (verdict != COVEN_HOLD) {
-            link->late[named] = 0;
             release_copy(link, named);
+            book_late(worker, link, named);
         }
         return true;
     }
@@ -265,13 +279,12 @@ void coven_replica_take_away(struct coven_worker *worker, struct coven_replica_l
 {
     uint32_t copy = coven_owner_copy_buffer(worker->book.owner[handle]);
 
-    coven_book_room(&worker->book, 1, 1, 0);
+    coven_book_room(&worker->book, 1, 1, 1);
     coven_track_remove(worker, &link->kept, handle);
     coven_book_count(&worker->book, COVEN_CELL_DROP(coven_replica_scope(link), reason), 1);
     if (link->packet_of) {
-        /* before the intent: a successor must not think that the component's buffer is free */
-        link->late[copy] = 1;
         link->packet_of[copy] = COVEN_COPY_LATE;
+        book_late(worker, link, copy);
         coven_book_own(&worker->book, handle, 0);
     } else {
         worker->track[handle].holder = COVEN_HOLDER(COVEN_OWNER_QUARANTINE, link->number);
@@ -375,7 +388,7 @@ static uint16_t take_burst(struct coven_worker *worker, struct coven_replica_lin
     struct coven_forwards forwards;
 
     forwards.n = 0;
-    coven_book_room(&worker->book, COVEN_BURST, 8, 2);
+    coven_book_room(&worker->book, COVEN_BURST, 8, 2 + COVEN_BURST); /* each entry may be of a late packet */
     n = judge_burst(worker, link, n, &forwards);
     if (n == 0)
         return 0;

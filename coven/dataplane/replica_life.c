@@ -187,6 +187,7 @@ static void end_quarantine(struct coven_worker *worker, struct coven_replica_lin
     link->n_quarantine = 0;
     if (!link->packet_of)
         return;
+    coven_book_commit(&worker->book); /* it may name these bytes */
     memset(link->late, 0, link->plan->n_buffers);
     link->n_free_copies = 0;
     for (uint32_t copy = link->plan->n_buffers; copy-- > 0;) {
@@ -348,13 +349,12 @@ static void rebuild_copies(struct coven_worker *worker, struct coven_replica_lin
     }
     link->n_free_copies = 0;
     for (uint32_t copy = n; copy-- > 0;) {
-        if (link->packet_of[copy] < worker->book.n_buffers) {
-            link->late[copy] = 0; /* taking it away was begun and never booked */
-        } else if (link->late[copy] != 0) {
+        if (link->packet_of[copy] < worker->book.n_buffers)
+            continue;
+        if (link->late[copy] != 0)
             link->packet_of[copy] = COVEN_COPY_LATE;
-        } else {
+        else
             link->free_copies[link->n_free_copies++] = copy;
-        }
     }
 }
 

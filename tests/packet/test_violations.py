@@ -341,6 +341,26 @@ def test_a_late_return_to_a_successor(tmp_path: Path, bin_dir: Path) -> None:
         assert rig.wait(lambda s: s.tx > 96).drop("hold-timeout") == 32
 
 
+def test_a_late_return_while_the_worker_dies(tmp_path: Path) -> None:
+    """Copy: the successor reads the same late entries again; the buffers in them must not have new packets by then."""
+    bin_dir = builds.executables(*builds.FAULTS)
+    hostile = played("hostile", "copy", outputs=2, ring_size=128, copy_buffers=96, hold={"packets": 96, "ms": 20})
+    plan = chain_plan([gen("in", N), gen("out")], [hostile], next_of={0: [{"port": 1}, None]}, buffers=512)
+    with Rig(plan, tmp_path, bin_dir=bin_dir, env={"COVEN_FAULT": "worker-ring-taken:1"}) as rig:
+        rig.start()
+        hostile_end = rig.stand_in("hostile")
+        entries = taken_all(hostile_end, N)
+        rig.wait(lambda s: s.drop("hold-timeout") == N)
+        hostile_end.give(entries[:32])
+        assert rig.wait_worker_death() == -9
+        rig.restart_worker()
+        hostile_end.give(entries[32:])
+        hostile_end.give(entries[:1])
+        end = rig.wait(lambda s: violations(s) >= 1)
+        assert (violations(end), end.tx, end.dropped, end.free) == (1, 0, N, 512)
+        assert kinds(rig) == {"handle-twice": 1} or kinds(rig) == {"handle-foreign": 1}
+
+
 def test_the_pool_header_is_not_believed_twice(tmp_path: Path, bin_dir: Path) -> None:
     with rig_of("shared", tmp_path, bin_dir) as rig:
         rig.start()
