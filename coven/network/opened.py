@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coven.network import ethtool
+from coven.network import ethtool, xdp
 from coven.network.captures import Output, begin_output, discard_output
 from coven.network.shield import lower_shield
 
@@ -25,7 +25,7 @@ class OpenedPort:
 
     fds: what each worker is given. (rx, tx), both always there: what a direction does not have is an open /dev/null;
     for afxdp one socket for each queue.
-    held: what has to stay open beside them, and which no worker is given.
+    held: what has to stay open beside them, and which no worker is given; for afxdp the program's link comes first.
     plan_fields: values of `struct coven_plan_port` that are known only now.
     settings: files under /proc/sys and what they held before, written back by `close`.
     ethtool: what it told before, the same.
@@ -61,6 +61,10 @@ class OpenedPort:
 
     def close(self) -> None:
         """Close the descriptors and put the interface, or a file not begun, back as it was before `open`."""
+        if self.held:
+            # The keeper lets its own descriptor of the link go a moment later; the interface must be free now.
+            with contextlib.suppress(OSError):
+                xdp.detach(self.held[0])
         for fd in (*self.held, *self.fds):
             with contextlib.suppress(OSError):
                 if fd >= 0:

@@ -19,7 +19,7 @@ from coven.network.assembler import Program, find_function
 
 # linux/bpf.h
 SYS_BPF = 321  # x86-64
-BPF_MAP_CREATE, BPF_MAP_UPDATE_ELEM, BPF_PROG_LOAD, BPF_LINK_CREATE = 0, 2, 5, 28
+BPF_MAP_CREATE, BPF_MAP_UPDATE_ELEM, BPF_PROG_LOAD, BPF_LINK_CREATE, BPF_LINK_DETACH = 0, 2, 5, 28, 34
 BPF_MAP_TYPE_XSKMAP, BPF_PROG_TYPE_XDP, BPF_XDP = 17, 6, 37
 BPF_F_XDP_DEV_BOUND_ONLY = 1 << 6
 FUNC_XDP_ADJUST_HEAD, FUNC_REDIRECT_MAP = 44, 51
@@ -101,6 +101,11 @@ def attach(program: int, index: int, *, native: bool) -> int:
     """Attach a program to an interface; gives the link, which detaches when it is closed. Raises OSError."""
     mode = XDP_FLAGS_DRV_MODE if native else XDP_FLAGS_SKB_MODE
     return _bpf(BPF_LINK_CREATE, struct.pack("=4I", program, index, BPF_XDP, mode))
+
+
+def detach(link: int) -> None:
+    """Take the program of a link off its interface now, whoever else still holds the link. Raises OSError."""
+    _bpf(BPF_LINK_DETACH, struct.pack("=I", link))
 
 
 def redirect(map_fd: int) -> bytes:

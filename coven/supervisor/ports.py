@@ -89,14 +89,16 @@ class PortSet:
         """Close one port. No harm if it is not open; one that is being opened is waited for."""
         async with self._changing[plan.name]:
             document = self._opened.get(plan.name)
+            held_name = self._held_name(plan.name)
+            held = [os.dup(fd) for fd in self._context.keeper.get(held_name)] if document is not None else []
             for worker in range(self._workers):
                 self._context.keeper.drop(self.fds_name(plan.name, worker))
-            self._context.keeper.drop(self._held_name(plan.name))
+            self._context.keeper.drop(held_name)
             if document is not None:
                 from coven.network import adopt
 
                 nothing = [os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC) for _ in range(2)]
-                await asyncio.to_thread(adopt(document, nothing).close)
+                await asyncio.to_thread(adopt(document, nothing, held).close)
                 del self._opened[plan.name]
             self._release(plan)
             self.states[plan.name] = "closed"

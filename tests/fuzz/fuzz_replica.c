@@ -3,6 +3,7 @@
  * and every packet is accounted for, every buffer in one place. */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -156,6 +157,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     if (size < 1)
         return 0;
+    signal(SIGPIPE, SIG_IGN); /* as coven-worker has it */
     worker = start(data[0]);
     attach(worker, &replica);
     for (data++, size--; size >= 4; data += 4, size -= 4) {

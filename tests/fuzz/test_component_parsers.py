@@ -50,7 +50,7 @@ TARGETS = {
     "fuzz_flow_import": ([*builds.FLOW_PARTS, "flow_export.c", "state.c", "segment.c"], exported, 1024),
     "fuzz_flow": (builds.FLOW_PARTS, flows, 4096),
     "fuzz_ea": (["ea.c", "declaration.c"], messages, 4096),
-    "fuzz_client": (["client.c", "client_burst.c", "client_wait.c", "segment.c", "state.c"], lambda: [b"\x01\x2c\x01", b"\x80\x40\x02"], 1024),
+    "fuzz_client": (["client.c", "client_burst.c", "client_wait.c", "ring.c", "segment.c", "state.c"], lambda: [b"\x01\x2c\x01", b"\x80\x40\x02"], 1024),
 }
 
 
