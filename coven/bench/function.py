@@ -47,6 +47,7 @@ class Function:
     flow_capacity: int | None = None
     shared_paths: int = 1  # paths over the same components; each begins at a port of its own: in, in-1, ...
     workers: int = 1
+    beside_worker: bool = False  # isolated components on the core of worker 0; else on the other one
 
     @property
     def isolated(self) -> bool:

@@ -51,7 +51,9 @@ def _cases(session: Session, net: Network, platform: Platform, tool: str) -> dic
     blocking = " ".join(BARE[tool]["block"])
     for n in (1,) if session.quick else ISOLATED:
         parts = chain(PASS["C"], "shared", n)
-        found[f"{tool}: shared C x {n}, balanced"] = Case(partial(coven, platform, parts, tool), (10,), blocking)
+        # The generator never leaves its core: beside it a component would wait for the scheduler, not for packets.
+        forwarder = partial(coven, platform, parts, tool, beside_worker=True)
+        found[f"{tool}: shared C x {n}, balanced"] = Case(forwarder, (10,), blocking)
     return found
 
 

@@ -157,7 +157,7 @@ class Platform:
             replicas = [replica for row in instance["components"] for replica in row["replicas"]]
             isolated = [int(replica["pid"]) for replica in replicas if replica["pid"]]
             for pid in isolated:
-                pin(pid, cores()[1])
+                pin(pid, cores()[0 if function.beside_worker else 1])
             with contextlib.ExitStack() as undo:
                 names = [row["stats_name"] for row in instance["workers"]]
                 cells = [undo.enter_context(_mapped(name)) for name in names]
