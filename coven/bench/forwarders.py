@@ -160,9 +160,11 @@ def end_traffic(process: subprocess.Popen[str], deadline_s: float) -> Traffic:
     try:
         said, wrong = process.communicate(timeout=deadline_s)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
         raise CovenError("platform.internal", "the generator did not end") from None
+    finally:  # also when the bench is interrupted
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
     if process.returncode != 0:
         raise CovenError("platform.internal", f"the generator ended with {process.returncode}: {wrong.strip()}")
     return Traffic(*(int(word) for word in said.split()))
