@@ -193,6 +193,17 @@ class PlatformUnderTest:
             self.kill_all()
             raise AssertionError(f"the platform did not end in order\n{self.log()}") from None
 
+    def kill_keeper_and_supervisor(self) -> None:
+        """SIGKILL to these two at once; what they started goes on, watched by nobody."""
+        keeper, supervisor = self.keeper, self.supervisor_pid
+        assert keeper is not None
+        os.kill(supervisor, signal.SIGSTOP)  # it would start another keeper
+        self.keeper = None
+        keeper.kill()
+        keeper.wait()
+        os.kill(supervisor, signal.SIGKILL)
+        wait_gone(supervisor)
+
     def kill_all(self) -> None:
         """SIGKILL to keeper, supervisor and everything below: a host that lost its platform at once."""
         self._hang_up()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from coven.dataplane.core import lib
-from tests.lib.dataplane import Rig, c_component, chain_plan, gen
+from tests.lib.dataplane import Rig, Snapshot, c_component, chain_plan, gen
 from tests.lib.parts import NULL
 
 N = 20000
@@ -66,18 +66,23 @@ def test_power_save_sleeps_at_once(tmp_path: Path) -> None:
         assert loops - sleeps <= 2, "every turn without work ends in a sleep"
 
 
-def test_power_save_lets_packets_gather(tmp_path: Path) -> None:
-    """Each time it is woken by packets it sleeps once more before it takes them."""
-    plan = plan_of("power-save", "fused")
-    packets = 500
+def after_packets_far_apart(profile: str, packets: int, folder: Path) -> Snapshot:
+    """Let packets half a millisecond apart through and give the counters when all are out."""
+    plan = plan_of(profile, "fused")
     plan["ports"][0]["options"] |= {"packets": packets, "rate": 2000}
-    with Rig(plan, tmp_path) as rig:
+    with Rig(plan, folder) as rig:
         rig.start()
         end = rig.wait(lambda s: s.tx == packets, "all sent")
         assert (end.dropped, end.held) == (0, 0)
-        turns, sleeps = end.worker(lib.COVEN_WORKER_BUSY_LOOPS), end.worker(lib.COVEN_WORKER_SLEEPS)
-        assert 2 * sleeps > 3 * turns, (turns, sleeps)
         assert rig.stop() == 0
+    return end
+
+
+def test_power_save_lets_packets_gather(tmp_path: Path) -> None:
+    """Each time it is woken by packets it sleeps once more before it takes them."""
+    end = after_packets_far_apart("power-save", 500, tmp_path)
+    turns, sleeps = end.worker(lib.COVEN_WORKER_BUSY_LOOPS), end.worker(lib.COVEN_WORKER_SLEEPS)
+    assert 2 * sleeps > 3 * turns, (turns, sleeps)
 
 
 def test_balanced_looks_a_while_before_it_sleeps(tmp_path: Path) -> None:
@@ -90,17 +95,11 @@ def test_balanced_looks_a_while_before_it_sleeps(tmp_path: Path) -> None:
 
 
 def test_balanced_sleeps_at_once_between_packets_that_are_far_apart(tmp_path: Path) -> None:
-    plan = plan_of("balanced", "fused")
     packets = 500
-    plan["ports"][0]["options"] |= {"packets": packets, "rate": 2000}
-    with Rig(plan, tmp_path) as rig:
-        rig.start()
-        end = rig.wait(lambda s: s.tx == packets, "all sent")
-        assert (end.dropped, end.held) == (0, 0)
-        idle = end.worker(lib.COVEN_WORKER_LOOPS) - end.worker(lib.COVEN_WORKER_BUSY_LOOPS)
-        # one more look for a sleep, and the first millisecond, in which it does not know yet
-        assert idle - end.worker(lib.COVEN_WORKER_SLEEPS) < packets * YIELDS / 8
-        assert rig.stop() == 0
+    end = after_packets_far_apart("balanced", packets, tmp_path)
+    idle = end.worker(lib.COVEN_WORKER_LOOPS) - end.worker(lib.COVEN_WORKER_BUSY_LOOPS)
+    # one more look for a sleep, and the first millisecond, in which it does not know yet
+    assert idle - end.worker(lib.COVEN_WORKER_SLEEPS) < packets * YIELDS / 8
 
 
 @pytest.mark.parametrize("isolation", ["fused", "copy"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from tests.lib import plans
 from tests.lib.leftovers import descendants as below
-from tests.lib.platform import BIN, PlatformUnderTest, is_running, wait_gone
+from tests.lib.platform import BIN, PlatformUnderTest, is_running
 
 pytestmark = pytest.mark.skipif(not (BIN / "coven-worker").exists(), reason="the programs are not built")
 
@@ -146,13 +145,6 @@ def test_terminate_ends_what_was_left(platform: PlatformUnderTest) -> None:
 def test_a_platform_killed_as_a_whole_leaves_nothing_at_the_next_start(platform: PlatformUnderTest) -> None:
     deploy(platform)
     left = [one(platform, name) for name in ("apart", "fused")]
-    keeper, supervisor = platform.keeper, platform.supervisor_pid
-    assert keeper is not None
-    os.kill(supervisor, signal.SIGSTOP)
-    platform.keeper = None
-    keeper.kill()
-    keeper.wait()
-    os.kill(supervisor, signal.SIGKILL)
-    wait_gone(supervisor)
+    platform.kill_keeper_and_supervisor()
     platform.start()
     assert not any(map(is_running, left))

@@ -696,14 +696,7 @@ def test_a_platform_killed_as_a_whole_is_swept_at_the_next_start(tmp_path: Path)
     try:
         platform.deploy(c_chain(platform))
         worker, _ = pids(platform)
-        keeper, supervisor = platform.keeper, platform.supervisor_pid
-        assert keeper is not None
-        os.kill(supervisor, signal.SIGSTOP)
-        platform.keeper = None
-        keeper.kill()
-        keeper.wait()
-        os.kill(supervisor, signal.SIGKILL)
-        wait_gone(supervisor)
+        platform.kill_keeper_and_supervisor()
         assert is_running(worker)  # forwards on, watched by nobody
         platform.start()
         assert platform.request("state")["instances"] == {}
