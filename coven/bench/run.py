@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -53,6 +54,7 @@ SCENARIOS: dict[str, Scenario] = {
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; gives the exit status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: platform and namespaces go, too
     if arguments.list:
         for name, scenario in SCENARIOS.items():
             needs = " (needs root)" if scenario.needs_root else ""
